@@ -1,0 +1,1 @@
+"""Experiments on reward overoptimization in diffusion-model alignment."""
