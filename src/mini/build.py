@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from src.errors import UserError
 
 
-@hydra.main(version_base="1.3", config_path="../../conf/mini", config_name="config")
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)

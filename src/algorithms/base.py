@@ -1,0 +1,64 @@
+"""What an algorithm is: it credits denoising steps with reward, and turns credit into losses."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from src.errors import UserError
+from src.types import Credit
+
+Rows = Float[Tensor, " n"]  # one entry per (sample, timestep)
+
+
+class Algorithm:
+    """Base of all policy-gradient algorithms.
+
+    Args:
+        schedule: `timestep` steps the optimizer on one timestep of `samples_per_update` samples at a time,
+            `trajectory` on all timesteps of them.
+        samples_per_update: samples behind one optimizer step; null for all of the iteration.
+        inner_epochs: passes over a rollout.
+    """
+
+    uses_critic = False
+
+    def __init__(self, schedule: Literal["timestep", "trajectory"], samples_per_update: int | None, inner_epochs: int):
+        if inner_epochs < 1:
+            raise UserError(f"algorithm.inner_epochs={inner_epochs} must be at least 1.")
+        self.schedule, self.samples_per_update, self.inner_epochs = schedule, samples_per_update, inner_epochs
+
+    def credit(self, rewards: Float[Tensor, " b"], num_steps: int, values: Float[Tensor, "b t"] | None) -> Credit:
+        """What each step is worth, from rewards normalised per prompt and the critic's values of x_T ... x_1."""
+        raise NotImplementedError(f"{type(self).__name__} does not define credit")
+
+    def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> "PolicyLoss":
+        raise NotImplementedError(f"{type(self).__name__} does not define policy_loss")
+
+    def critic_loss(self, value: Rows, old_value: Rows, target: Rows) -> Float[Tensor, ""]:
+        raise NotImplementedError(f"{type(self).__name__} has no critic")
+
+
+@dataclass
+class PolicyLoss:
+    """A loss and what to watch beside it."""
+
+    loss: Float[Tensor, ""]
+    ratio: Rows  # pi_theta / pi_old of each row
+    clipped: Rows  # 1 where the clip took the gradient away
+
+
+def clipped_surrogate(log_prob: Rows, old_log_prob: Rows, advantage: Rows, clip_range: float) -> PolicyLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), as a loss: its negative, averaged over rows."""
+    ratio = (log_prob - old_log_prob).exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    out_of_range = torch.where(advantage > 0, ratio > 1 + clip_range, ratio < 1 - clip_range)
+    return PolicyLoss(-surrogate.mean(), ratio.detach(), (out_of_range & (advantage != 0)).float())
+
+
+def clipped_value_loss(value: Rows, old_value: Rows, target: Rows, clip_range: float) -> Float[Tensor, ""]:
+    """Half the larger of the squared errors of V and of V kept within `clip_range` of its old value, averaged."""
+    near = old_value + (value - old_value).clamp(-clip_range, clip_range)
+    return 0.5 * torch.maximum((value - target) ** 2, (near - target) ** 2).mean()

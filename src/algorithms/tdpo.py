@@ -1,0 +1,52 @@
+"""TDPO (Zhang et al. 2024, arXiv 2402.08552): a temporal critic credits every denoising step, and every step updates.
+
+Temporal reward (section 4.1): A_t = G_t - V(x_t, t), G_t the return of the steps from t on. With the reward at the end
+and no discount G_t is the per-prompt normalised reward. The policy takes a PPO-clipped step per timestep, and V a
+clipped regression step on G_t beside it. TDPO-R is TDPO with `reset=active`.
+
+Where the authors' code and this file differ: A_t is standardised within each timestep, so that a critic that is
+better late than early does not scale the steps against each other (theirs: over everything; `normalise_over=all`),
+and clipped; an update sees one and the same timestep of all its samples (theirs are shuffled per sample first).
+"""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from src.algorithms.base import Algorithm, PolicyLoss, Rows, clipped_surrogate, clipped_value_loss
+from src.normalise import standardise
+from src.types import Credit
+
+
+class TDPO(Algorithm):
+    """A_t = standardised G_t - V(x_t, t), clipped to +-advantage_clip."""
+
+    uses_critic = True
+
+    def __init__(
+        self,
+        clip_range: float,
+        value_clip_range: float,
+        advantage_clip: float,
+        normalise_over: Literal["timestep", "all"] = "timestep",
+        schedule: Literal["timestep", "trajectory"] = "timestep",
+        samples_per_update: int | None = None,
+        inner_epochs: int = 1,
+    ):
+        super().__init__(schedule, samples_per_update, inner_epochs)
+        self.clip_range, self.value_clip_range, self.advantage_clip = clip_range, value_clip_range, advantage_clip
+        self.normalise_over = normalise_over
+
+    def credit(self, rewards: Float[Tensor, " b"], num_steps: int, values: Float[Tensor, "b t"] | None) -> Credit:
+        assert values is not None, "TDPO needs a critic"
+        returns = rewards[:, None].expand(-1, num_steps)
+        axes = (0,) if self.normalise_over == "timestep" else (0, 1)
+        advantages = standardise(returns - values, axes).clamp(-self.advantage_clip, self.advantage_clip)
+        return Credit(advantages, returns, values)
+
+    def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
+        return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)
+
+    def critic_loss(self, value: Rows, old_value: Rows, target: Rows) -> Float[Tensor, ""]:
+        return clipped_value_loss(value, old_value, target, self.value_clip_range)

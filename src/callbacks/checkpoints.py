@@ -1,0 +1,29 @@
+"""checkpoints/last.ckpt, written whole or not at all, every k iterations and at the end."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from src.errors import TrainingError
+
+
+class Checkpoints(Callback):
+    """Saves after the iteration's rows are logged, so that a checkpoint and the metrics before it belong together."""
+
+    def __init__(self, run_dir: str, every: int):
+        self.path, self.every = Path(run_dir) / "checkpoints" / "last.ckpt", every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.iteration % self.every == 0 or trainer.is_last_batch:
+            self.path.parent.mkdir(exist_ok=True)
+            partial = self.path.with_suffix(".partial")
+            try:
+                trainer.save_checkpoint(partial)
+            except (OSError, RuntimeError) as error:
+                partial.unlink(missing_ok=True)
+                raise TrainingError(f"{self.path} could not be written ({error}); the one before is intact.") from error
+            if trainer.is_global_zero:
+                partial.replace(self.path)

@@ -1,0 +1,146 @@
+"""The schema of the configuration, and the checks that OmegaConf cannot make.
+
+A misspelt top-level key fails against `Config`; a misspelt or mistyped key of a component fails against the signature
+of what its `_target_` names; both before anything is loaded.
+"""
+
+import difflib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.errors import UserError
+
+
+@dataclass
+class Budget:
+    """How much a run may spend; counted in images, so that any number of devices gives the same run."""
+
+    iterations: int = MISSING
+
+
+@dataclass
+class Suite:
+    """A base model with its prompts, rewards and budgets."""
+
+    name: str = MISSING
+    base: str = MISSING
+    rewards: dict[str, Any] = MISSING
+    budgets: dict[str, Budget] = MISSING
+
+
+@dataclass
+class Config:
+    """Every top-level key. Groups are `Any` here: their components check themselves by `_target_`."""
+
+    suite: Suite = MISSING
+    policy: dict[str, Any] = MISSING
+    algorithm: dict[str, Any] = MISSING
+    critic: dict[str, Any] = MISSING
+    reset: dict[str, Any] = MISSING
+    prompts: dict[str, Any] = MISSING
+    normaliser: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    critic_optimizer: dict[str, Any] = MISSING
+    evaluation: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = MISSING
+    trainer: dict[str, Any] = MISSING
+
+    train_reward: str = MISSING
+    budget: str = "default"
+    iterations: int = MISSING
+    samples_per_iteration: int = MISSING
+    samples_per_prompt: int = MISSING
+    num_steps: int = MISSING
+    guidance: float = MISSING
+    microbatch: int = MISSING
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 10
+    seed: int = 0
+    threads: int | None = None
+    run_dir: str | None = None
+    resume: str | None = None
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Resolves the configuration and checks every component against its signature.
+
+    Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
+    """
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(resolved, dict)
+    _check_node(resolved, "")
+    _check_numbers(resolved)
+    return resolved
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check_numbers(cfg: dict[str, Any]) -> None:
+    for key in ("iterations", "samples_per_iteration", "samples_per_prompt", "num_steps", "microbatch", "checkpoint_every"):
+        if cfg[key] < 1:
+            raise UserError(f"{key}={cfg[key]} must be at least 1.")
+    if cfg["seed"] < 0:
+        raise UserError(f"seed={cfg['seed']} must not be negative.")
+    samples, per_update = cfg["samples_per_iteration"], cfg["algorithm"].get("samples_per_update")
+    if per_update and samples % per_update:
+        raise UserError(
+            f"samples_per_iteration={samples} is not a multiple of algorithm.samples_per_update={per_update}."
+        )
+    if cfg["train_reward"] not in cfg["suite"]["rewards"]:
+        known = ", ".join(cfg["suite"]["rewards"])
+        raise UserError(f"train_reward={cfg['train_reward']} is not a reward of suite={cfg['suite']['name']}: {known}.")
+
+
+def _check_node(node: Any, path: str) -> None:
+    if isinstance(node, list):
+        for k, child in enumerate(node):
+            _check_node(child, f"{path}[{k}]")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        _check_signature(node, path)
+    for key, child in node.items():
+        _check_node(child, f"{path}.{key}" if path else key)
+
+
+def _check_signature(node: dict[str, Any], path: str) -> None:
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({_first_line(error)}).") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key, value in node.items():
+        if key.startswith("_") and key.endswith("_"):
+            continue
+        if key not in parameters:
+            close = difflib.get_close_matches(key, parameters, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(parameters)}."
+            raise UserError(f"{path}.{key} is not an option of {node['_target_']}: {hint}")
+        _check_type(value, parameters[key].annotation, f"{path}.{key}")
+
+
+def _check_type(value: Any, annotation: Any, path: str) -> None:
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or isinstance(value, dict | list):
+        return
+    if not is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True)):
+        wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        raise UserError(f"{path}={value!r} is of the wrong type: it takes {wanted}.")

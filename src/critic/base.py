@@ -1,0 +1,84 @@
+"""What a critic is: V(features of x_t, t), with features computed once per rollout, and a head whose neurons are read."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from src.types import Rollout
+
+
+class Head(nn.Module):
+    """Multi-layer perceptron to one value; its hidden neurons are what resets act on.
+
+    Weights ~ N(0, 1/(d+1)) for d inputs and zero biases, as in the authors' code. `activation="none"` is theirs too:
+    a linear network, in which dormancy means little.
+    """
+
+    def __init__(self, inputs: int, hidden: list[int], dropout: float = 0.0, activation: Literal["relu", "none"] = "relu"):
+        super().__init__()
+        widths = [inputs, *hidden, 1]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.dropout = nn.Dropout(dropout)
+        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
+        with torch.no_grad():
+            for layer in self.layers:
+                initial_weight(layer.weight)  # type: ignore[arg-type]
+                layer.bias.zero_()  # type: ignore[union-attr,operator]
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        for layer in self.layers[:-1]:
+            x = self.dropout(self.activation(layer(x)))
+        return self.layers[-1](x).squeeze(-1)
+
+    @torch.no_grad()
+    def hidden(self, x: Float[Tensor, "n d"]) -> list[Float[Tensor, "n width"]]:
+        """Outputs of the hidden neurons, layer by layer, without dropout; after ReLU also for a linear head."""
+        outputs = []
+        for layer in self.layers[:-1]:
+            before = layer(x)
+            x = self.activation(before)
+            outputs.append(before.relu())
+        return outputs
+
+
+def initial_weight(weight: Float[Tensor, "out d"], generator: torch.Generator | None = None) -> None:
+    """Draws a layer's weights from their initial distribution, in place."""
+    std = (weight.shape[1] + 1) ** -0.5
+    weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+
+class Critic(LightningModule):
+    """V(x_t, t). Subclasses say what the head sees of a rollout.
+
+    Args:
+        feature_dim: width of one state's features.
+        timestep_input: whether the head also sees t / T.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden: list[int],
+        dropout: float,
+        activation: Literal["relu", "none"],
+        timestep_input: bool,
+    ):
+        super().__init__()
+        self.timestep_input = timestep_input
+        self.head = Head(feature_dim + timestep_input, hidden, dropout, activation)
+
+    def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
+        """What the head sees of every x_t before its step; no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} does not define features")
+
+    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return self.head(features)
+
+    def with_time(self, features: Float[Tensor, "b t d"], timesteps: Int[Tensor, " t"]) -> Float[Tensor, "b t d1"]:
+        if not self.timestep_input:
+            return features
+        fraction = (timesteps.float() / 1000).view(1, -1, 1).expand(len(features), -1, 1)
+        return torch.cat([features, fraction.to(features)], -1)

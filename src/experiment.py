@@ -1,0 +1,179 @@
+"""Builds a run from its configuration, runs it, and sums it up."""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.evaluation import CrossRewardEvaluation
+from src.callbacks.progress import RunProgress
+from src.config import check
+from src.errors import UserError
+from src.finetuner import PHASES, RewardFinetuner
+from src.loggers.jsonl import JsonlLogger
+from src.prompts import PromptData
+from src.rewards.base import RewardModel
+from src.run_folder import find_run, new_run_dir, stored_config, versions, write_config, write_json
+
+
+def run_experiment(composed: DictConfig) -> dict[str, Any]:
+    """One run from composition to summary; returns the summary."""
+    quieten()
+    hydra_cfg = HydraConfig.get()
+    experiment = hydra_cfg.runtime.choices.get("experiment") or "custom"
+    if composed.resume:
+        folder = find_run(composed.resume)
+        cfg = check(DictConfig(stored_config(folder, list(hydra_cfg.overrides.task))))
+    else:
+        cfg = check(composed)
+        folder = new_run_dir(cfg, experiment)
+        cfg["run_dir"] = str(folder)
+        write_config(folder, cfg)
+    print(f"run folder: {folder}", flush=True)
+    lightning.seed_everything(cfg["seed"], verbose=False)
+    if cfg["threads"]:
+        torch.set_num_threads(cfg["threads"])
+    finetuner, rewards = build_finetuner(cfg)
+    trainer, evaluation, data = build_trainer(cfg, folder, rewards, experiment)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    forget_repeated_rows(trainer, checkpoint)
+    started = time.perf_counter()
+    trainer.fit(finetuner, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
+    finetuner.policy.save(folder / "lora")
+    return summarise(folder, finetuner, evaluation, experiment, time.perf_counter() - started)
+
+
+def quieten() -> None:
+    """Leaves on the screen what a user needs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch.utils._pytree")
+
+
+def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
+    """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
+    algorithm, reset = instantiate(cfg["algorithm"]), instantiate(cfg["reset"])
+    policy = instantiate(cfg["policy"])
+    rewards = {name: instantiate(reward) for name, reward in cfg["suite"]["rewards"].items()}
+    reward = rewards[cfg["train_reward"]]
+    critic = instantiate(cfg["critic"], reward=reward, decode=policy.decode) if algorithm.uses_critic else None
+    finetuner = RewardFinetuner(
+        policy=policy,
+        reward=reward,
+        reward_name=cfg["train_reward"],
+        algorithm=algorithm,
+        critic=critic,
+        reset=reset,
+        normaliser=instantiate(cfg["normaliser"]),
+        optimizer=instantiate(cfg["optimizer"]),
+        critic_optimizer=instantiate(cfg["critic_optimizer"]),
+        microbatch=cfg["microbatch"],
+        max_grad_norm=cfg["max_grad_norm"],
+        seed=cfg["seed"],
+    )
+    return finetuner, rewards
+
+
+def build_trainer(
+    cfg: dict[str, Any], folder: Path, rewards: dict[str, RewardModel], experiment: str
+) -> tuple[lightning.Trainer, CrossRewardEvaluation, PromptData]:
+    prompts = instantiate(cfg["prompts"])
+    data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
+    evaluation = instantiate(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
+    tags = [experiment, cfg["suite"]["name"], cfg["train_reward"]]
+    tracker = instantiate(cfg["logger"], run_dir=folder, group=experiment, tags=tags)
+    trainer = instantiate(
+        cfg["trainer"],
+        limit_train_batches=cfg["iterations"],
+        logger=[JsonlLogger(folder / "metrics.jsonl"), tracker],
+        callbacks=[
+            evaluation,
+            *(instantiate(callback, run_dir=str(folder)) for callback in cfg["callbacks"].values()),
+            RunProgress(cfg["iterations"]),
+            Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
+        ],
+    )
+    return trainer, evaluation, data
+
+
+def forget_repeated_rows(trainer: lightning.Trainer, checkpoint: Path) -> None:
+    """Cuts metrics.jsonl back to the checkpoint that the run goes on from. Raises UserError if that is unreadable."""
+    iteration = -1
+    if checkpoint.exists():
+        try:
+            iteration = torch.load(checkpoint, weights_only=False, map_location="cpu")["progress"]["iteration"]
+        except Exception as error:
+            raise UserError(f"{checkpoint} is not a readable checkpoint ({type(error).__name__}).") from error
+    for logger in trainer.loggers:
+        if isinstance(logger, JsonlLogger):
+            logger.forget_after(iteration)
+
+
+def summarise(
+    folder: Path, finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation, experiment: str, wall_seconds: float
+) -> dict[str, Any]:
+    """Writes summary.json and prints the outcome: gains over the base, throughput, where the time went."""
+    phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
+    steps = finetuner.reward_queries * finetuner.policy.num_steps * finetuner.algorithm.inner_epochs
+    name = finetuner.reward_name
+    summary = {
+        "experiment": experiment,
+        "iterations": finetuner.iteration,
+        "reward_queries": finetuner.reward_queries,
+        "optimizer_steps": finetuner.optimizer_steps,
+        "train_reward": name,
+        "final": evaluation.history[-1],
+        "trajectory_steps_per_second": steps / max(training, 1e-9),
+        "iterations_per_minute": 60 * finetuner.iteration / max(training, 1e-9),
+        "training_seconds": training,
+        "evaluation_seconds": evaluation.seconds,
+        "wall_seconds_of_this_session": wall_seconds,
+        "share_of_training_time": {phase: phases[phase] / max(training, 1e-9) for phase in PHASES},
+        "versions": versions(),
+    }
+    write_json(folder / "summary.json", summary)
+    print_summary(folder, summary)
+    return summary
+
+
+def print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    final, console = summary["final"], Console()
+    table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
+    for column in ("reward", "mean", "gain over base [base sd]", "95% interval", "win rate"):
+        table.add_column(column, justify="right")
+    for key in final:
+        if key.startswith("eval/") and key.endswith("/gain"):
+            name = key.split("/")[1]
+            value = {k: final[f"eval/{name}/{k}"] for k in ("mean", "gain", "gain_low", "gain_high", "win_rate")}
+            label = f"{name} (trained)" if name == summary["train_reward"] else name
+            interval = f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}"
+            table.add_row(label, f"{value['mean']:.3f}", f"{value['gain']:+.2f}", interval, f"{value['win_rate']:.2f}")
+    console.print(table)
+    shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
+    print(
+        f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
+        f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
+        f"evaluation {summary['evaluation_seconds']:.0f} s"
+    )
+    print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   LoRA: {folder / 'lora'}")
+
+

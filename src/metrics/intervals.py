@@ -1,0 +1,27 @@
+"""Means with bootstrap intervals, prompts being the units that are drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% percentile-bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: np.ndarray, units: Sequence[str], draws: int = 2000, seed: int = 0) -> Interval:
+    """Mean over units of the units' means, and its interval under resampling of units.
+
+    Samples of one prompt are not independent, so prompts are resampled, not samples.
+    """
+    means = np.array([values[np.array(units) == unit].mean() for unit in dict.fromkeys(units)])
+    rng = np.random.default_rng(seed)
+    resampled = means[rng.integers(len(means), size=(draws, len(means)))].mean(1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(means.mean()), float(low), float(high))

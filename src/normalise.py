@@ -1,0 +1,49 @@
+"""Rewards of different prompts on one scale: per-prompt running moments (Black et al. 2024, section 4.1)."""
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EPS = 1e-6
+
+
+class PromptNormaliser:
+    """(r - mean) / (std + eps) with moments over the last `buffer` rewards of the same prompt.
+
+    Until a prompt has `min_count` rewards the moments of the whole batch stand in. Population standard deviations.
+    """
+
+    def __init__(self, buffer: int = 32, min_count: int = 16):
+        self.buffer, self.min_count = buffer, min_count
+        self.history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=buffer))
+
+    def __call__(self, rewards: Float[Tensor, " b"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Adds the rewards to the buffers, then normalises them."""
+        for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
+            self.history[prompt].append(reward)
+        batch = rewards.double().cpu().numpy()
+        moments = {prompt: self._moments(prompt, batch) for prompt in set(prompts)}
+        mean, std = np.array([moments[prompt] for prompt in prompts]).T
+        return torch.from_numpy((batch - mean) / (std + EPS)).to(rewards)
+
+    def _moments(self, prompt: str, batch: np.ndarray) -> tuple[float, float]:
+        seen = np.array(self.history[prompt]) if len(self.history[prompt]) >= self.min_count else batch
+        return seen.mean(), seen.std()
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {prompt: list(values) for prompt, values in self.history.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.history.clear()
+        for prompt, values in state.items():
+            self.history[prompt].extend(values)
+
+
+def standardise(values: Float[Tensor, "b t"], over: tuple[int, ...]) -> Float[Tensor, "b t"]:
+    """z-scores over the given axes."""
+    centred = values - values.mean(over, keepdim=True)
+    return centred / (centred.square().mean(over, keepdim=True).sqrt() + EPS)

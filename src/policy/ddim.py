@@ -1,0 +1,65 @@
+"""One DDIM step as a Gaussian policy (Song et al. 2021, eq. 12 and 16): pure functions, float32.
+
+p(x_{t-1} | x_t, c) = N(mean, std^2 I). The log-probability is the *mean* over latent dimensions, as in DDPO's and TDPO's
+code, because their clip ranges are relative to it; KL divergences are true ones, summed over dimensions.
+"""
+
+import math
+
+import torch
+from diffusers import DDIMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Latents = Float[Tensor, "b c h w"]
+PerSample = Float[Tensor, " b"]
+
+
+def alpha_bars(scheduler: DDIMScheduler, timesteps: Int[Tensor, " b"]) -> tuple[PerSample, PerSample]:
+    """Cumulative signal power alpha_bar at each timestep and at the step that follows it in sampling."""
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    previous = timesteps - stride
+    table = scheduler.alphas_cumprod.to(timesteps.device)
+    final = torch.as_tensor(scheduler.final_alpha_cumprod).to(table)
+    after = torch.where(previous >= 0, table[previous.clamp(min=0)], final)
+    return table[timesteps].float(), after.float()
+
+
+def predicted_clean(output: Latents, x_t: Latents, alpha_bar: PerSample, prediction_type: str) -> tuple[Latents, Latents]:
+    """(predicted x_0, predicted noise) from the network's output. Raises ValueError on an unknown parametrisation."""
+    signal = _expand(alpha_bar.sqrt(), x_t)
+    noise = _expand((1 - alpha_bar).sqrt(), x_t)
+    if prediction_type == "epsilon":
+        return (x_t - noise * output) / signal, output
+    if prediction_type == "v_prediction":
+        return signal * x_t - noise * output, signal * output + noise * x_t
+    if prediction_type == "sample":
+        return output, (x_t - signal * output) / noise
+    raise ValueError(f"unknown prediction_type {prediction_type!r}")
+
+
+def ddim_step(
+    output: Latents, x_t: Latents, alpha_bar: PerSample, alpha_bar_prev: PerSample, eta: float, prediction_type: str
+) -> tuple[Latents, Float[Tensor, "b 1 1 1"]]:
+    """Mean and standard deviation of x_{t-1}. `eta` 1 gives DDPM's posterior variance, 0 a deterministic step."""
+    x_0, epsilon = predicted_clean(output.float(), x_t.float(), alpha_bar, prediction_type)
+    variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+    std = eta * variance.clamp(min=0).sqrt()
+    direction = (1 - alpha_bar_prev - std**2).clamp(min=0).sqrt()
+    mean = _expand(alpha_bar_prev.sqrt(), x_t) * x_0 + _expand(direction, x_t) * epsilon
+    return mean, _expand(std, x_t)
+
+
+def gaussian_log_prob(x: Latents, mean: Latents, std: Float[Tensor, "b 1 1 1"]) -> PerSample:
+    """log N(x; mean, std^2), averaged over latent dimensions."""
+    z = (x.float() - mean) / std
+    return (-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)).mean((1, 2, 3))
+
+
+def gaussian_kl(mean: Latents, reference: Latents, std: Float[Tensor, "b 1 1 1"]) -> PerSample:
+    """KL(N(mean, std^2) || N(reference, std^2)) in nats, summed over latent dimensions."""
+    return (((mean - reference) / std) ** 2).sum((1, 2, 3)) / 2
+
+
+def _expand(value: PerSample, like: Latents) -> Float[Tensor, "b 1 1 1"]:
+    return value.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,160 @@
+"""The policy: the denoiser of any diffusers StableDiffusionPipeline folder, fine-tuned by LoRA or in full."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from src.errors import UserError
+from src.policy import ddim
+from src.types import Rollout
+
+
+class DiffusionPolicy(LightningModule):
+    """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the log-probability of any step of one.
+
+    Args:
+        path: folder (or hub id) of a StableDiffusionPipeline.
+        finetune: `lora` trains adapters on `lora_targets`, `full` the whole UNet.
+        num_steps: DDIM steps of a trajectory.
+        eta: 0 deterministic, 1 the noise of DDPM. Must be positive, or no step has a density.
+        guidance: classifier-free guidance scale, in sampling and in training; at 1 the second forward is left out.
+        sampling_batch: trajectories denoised at a time.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        finetune: Literal["lora", "full"],
+        num_steps: int,
+        eta: float,
+        guidance: float,
+        sampling_batch: int,
+        lora_rank: int = 4,
+        lora_alpha: int = 4,
+        lora_targets: list[str] | str = ("to_q", "to_k", "to_v", "to_out.0"),  # type: ignore[assignment]
+    ):
+        super().__init__()
+        if eta <= 0:
+            raise UserError(f"policy.eta={eta}: a step has a log-probability only when eta is positive.")
+        self.num_steps, self.eta, self.guidance, self.sampling_batch = num_steps, eta, guidance, sampling_batch
+        self.finetune = finetune
+        pipeline = _load_pipeline(path)
+        self.tokenizer = pipeline.tokenizer
+        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        self.scheduler.set_timesteps(num_steps)
+        self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
+        self.vae = pipeline.vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        if finetune == "full":
+            self.unet.requires_grad_(True)
+        else:
+            targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
+            lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, init_lora_weights="gaussian")
+            self.unet.add_adapter(lora)
+        self._text_cache: dict[str, Tensor] = {}
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.unet.parameters() if p.requires_grad]
+
+    @property
+    def timesteps(self) -> Int[Tensor, " t"]:
+        return self.scheduler.timesteps.to(self.device)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, size, size)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Float[Tensor, "b token d"]:
+        """Text states of the prompts; each distinct prompt is encoded once in the life of the policy."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
+        if new:
+            length = self.tokenizer.model_max_length
+            tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            states = self.text_encoder(tokens.input_ids.to(self.device))[0].float()
+            self._text_cache.update(zip(new, states, strict=True))
+        return torch.stack([self._text_cache[prompt] for prompt in prompts])
+
+    def predict(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
+        """The guided output of the network, float32."""
+        if self.guidance == 1:
+            return self.unet(x_t, t, text, return_dict=False)[0].float()
+        empty = self.encode_prompts([""]).expand_as(text)
+        both = self.unet(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([empty, text]), return_dict=False)[0].float()
+        unconditional, conditional = both.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def step_distribution(
+        self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
+    ) -> tuple[ddim.Latents, Float[Tensor, "b 1 1 1"]]:
+        """Mean and standard deviation of p_theta(x_{t-1} | x_t, c)."""
+        alpha_bar, alpha_bar_prev = ddim.alpha_bars(self.scheduler, t)
+        kind = self.scheduler.config.prediction_type
+        return ddim.ddim_step(self.predict(x_t, t, text), x_t, alpha_bar, alpha_bar_prev, self.eta, kind)
+
+    def log_prob(
+        self, x_prev: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
+    ) -> Float[Tensor, " b"]:
+        """log p_theta(x_prev | x_t, c), averaged over latent dimensions; differentiable in theta."""
+        return ddim.gaussian_log_prob(x_prev, *self.step_distribution(x_t, t, text))
+
+    def noise(self, seeds: list[int]) -> Float[Tensor, "b t1 c h w"]:
+        """All the randomness of a trajectory, a function of the sample's own seed: x_T, then one draw a step."""
+        shape = (self.num_steps + 1, *self.latent_shape)
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(draws).to(self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], seeds: list[int]) -> Rollout:
+        """Samples one trajectory for each prompt, in batches of `sampling_batch`."""
+        parts = [
+            self._sample_batch(prompts[i : i + self.sampling_batch], seeds[i : i + self.sampling_batch])
+            for i in range(0, len(prompts), self.sampling_batch)
+        ]
+        latents, log_probs, images = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Rollout(prompts, latents, self.timesteps, log_probs, images)
+
+    def _sample_batch(self, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        text = self.encode_prompts(prompts)
+        noise = self.noise(seeds)
+        x_t = noise[:, 0] * self.scheduler.init_noise_sigma
+        latents, log_probs = [x_t], []
+        for i, t in enumerate(self.timesteps):
+            mean, std = self.step_distribution(x_t, t.expand(len(prompts)), text)
+            x_t = mean + std * noise[:, i + 1]
+            log_probs.append(ddim.gaussian_log_prob(x_t, mean, std))
+            latents.append(x_t)
+        return torch.stack(latents, 1), torch.stack(log_probs, 1), self.decode(x_t)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [0, 1] from latents as the UNet sees them."""
+        pictures = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter in the format of `pipe.load_lora_weights`, or the whole UNet."""
+        if self.finetune == "full":
+            self.unet.save_pretrained(folder)
+        else:
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(self.unet))
+
+
+def _load_pipeline(path: str) -> StableDiffusionPipeline:
+    folder = Path(path)
+    if not (folder / "model_index.json").exists():
+        raise UserError(
+            f"policy.path={path}: no diffusers pipeline there (model_index.json is missing); "
+            "give the folder of a StableDiffusionPipeline."
+        )
+    return StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )

@@ -1,0 +1,12 @@
+"""Active neurons start afresh, the most active first (TDPO-R, Zhang et al. 2024, section 4.2)."""
+
+import torch
+
+from src.resets.base import Reset
+from src.resets.ops import Mask, Scores, top_share
+
+
+class ActiveReset(Reset):
+    def select(self, scores: Scores, generator: torch.Generator) -> Mask:
+        eligible = torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores > self.threshold
+        return top_share(scores, eligible, self.ratio)

@@ -1,0 +1,55 @@
+"""What a reset strategy is: which hidden neurons of the critic start afresh, and when."""
+
+from typing import Literal
+
+import torch
+
+from src.critic.base import Head
+from src.errors import UserError
+from src.resets.ops import Mask, Reinit, Scores
+
+
+class Reset:
+    """Base strategy: it selects nobody.
+
+    Args:
+        every: iterations between resets.
+        threshold: tau; a neuron with score <= tau is dormant. Null: activity does not decide who is eligible.
+        ratio: share of the eligible neurons of each layer to reset, in [0, 1].
+        outgoing, step_counter: see `ops.Reinit`.
+    """
+
+    needs_critic = True
+
+    def __init__(
+        self,
+        every: int = 10,
+        threshold: float | None = 0.0,
+        ratio: float = 1.0,
+        outgoing: Literal["zero", "redraw"] = "zero",
+        step_counter: Literal["keep", "clear"] = "keep",
+    ):
+        if not 0 <= ratio <= 1:
+            raise UserError(f"reset.ratio={ratio} lies outside [0, 1]; it is the share of neurons to reset.")
+        if every < 1:
+            raise UserError(f"reset.every={every} must be at least 1 iteration.")
+        if threshold is not None and threshold < 0:
+            raise UserError(f"reset.threshold={threshold} must not be negative; scores never are.")
+        self.every, self.threshold, self.ratio = every, threshold, ratio
+        self.reinit = Reinit(outgoing, step_counter)
+
+    def due(self, iteration: int) -> bool:
+        """Whether a reset follows this iteration (counted from 1)."""
+        return iteration % self.every == 0
+
+    def select(self, scores: Scores, generator: torch.Generator) -> Mask:
+        """The neurons of one layer to reset."""
+        return torch.zeros_like(scores, dtype=torch.bool)
+
+    def apply(
+        self, head: Head, scores: list[Scores], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> list[Mask]:
+        """Resets the selected neurons in place and returns the masks."""
+        masks = [self.select(layer, generator) for layer in scores]
+        self.reinit(head, masks, optimizer, generator)
+        return masks

@@ -1,0 +1,12 @@
+"""Dormant neurons start afresh, the most silent first (ReDo, Sokar et al. 2023)."""
+
+import torch
+
+from src.resets.base import Reset
+from src.resets.ops import Mask, Scores, top_share
+
+
+class DormantReset(Reset):
+    def select(self, scores: Scores, generator: torch.Generator) -> Mask:
+        eligible = torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores <= self.threshold
+        return top_share(-scores, eligible, self.ratio)

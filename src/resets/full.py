@@ -1,0 +1,15 @@
+"""The whole critic starts afresh, output layer and optimizer included (Nikishin et al. 2022)."""
+
+import torch
+
+from src.critic.base import Head
+from src.resets.base import Reset
+from src.resets.ops import Mask, Scores, reinit_all
+
+
+class FullReset(Reset):
+    def apply(
+        self, head: Head, scores: list[Scores], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> list[Mask]:
+        reinit_all(head, optimizer, generator)
+        return [torch.ones_like(layer, dtype=torch.bool) for layer in scores]

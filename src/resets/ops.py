@@ -1,0 +1,86 @@
+"""What resets are made of: neuron scores, re-initialisation, and the optimizer's memory of what was re-initialised."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from src.critic.base import Head, initial_weight
+
+Scores = Float[Tensor, " width"]
+Mask = Bool[Tensor, " width"]
+
+
+def neuron_scores(hidden: list[Float[Tensor, "n width"]]) -> list[Scores]:
+    """s_i = mean_x |h_i(x)| / mean_k(mean_x |h_k(x)|) for each layer (ReDo, Sokar et al. 2023, eq. 1).
+
+    A layer that is silent altogether scores 0 throughout.
+    """
+    activity = [outputs.abs().mean(0) for outputs in hidden]
+    return [mean / mean.mean() if mean.mean() > 0 else torch.zeros_like(mean) for mean in activity]
+
+
+def top_share(scores: Scores, eligible: Mask, ratio: float) -> Mask:
+    """The `ratio` share of the eligible neurons with the highest scores, rounded to the nearest neuron."""
+    count = round(ratio * int(eligible.sum()))
+    order = torch.where(eligible, scores, -torch.inf).argsort(descending=True, stable=True)
+    mask = torch.zeros_like(eligible)
+    mask[order[:count]] = True
+    return mask
+
+
+@dataclass(frozen=True)
+class Reinit:
+    """How masked neurons are re-initialised.
+
+    Args:
+        outgoing: weights from a masked neuron to a kept one: `zero` leaves the network's output to the kept neurons
+            (ReDo), `redraw` changes it at once (the authors' code). To another masked neuron they are redrawn.
+        step_counter: Adam's step counter is one per tensor. `keep` makes the first updates of re-drawn weights up to
+            sqrt(1 - b2) / (1 - b1) inverse times larger (3.2 lr at .9/.999), `clear` (ReDo) damps those of kept ones.
+    """
+
+    outgoing: Literal["zero", "redraw"] = "zero"
+    step_counter: Literal["keep", "clear"] = "keep"
+
+    @torch.no_grad()
+    def __call__(
+        self, head: Head, masks: list[Mask], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        """Re-initialises the masked hidden neurons of `head` and forgets the optimizer's moments of their weights."""
+        layers: list[nn.Linear] = list(head.layers)  # type: ignore[arg-type]
+        nobody = torch.zeros(1, dtype=torch.bool, device=layers[-1].weight.device)
+        for k, layer in enumerate(layers):
+            before = masks[k - 1] if k > 0 else torch.zeros_like(layer.weight[0], dtype=torch.bool)
+            own = masks[k] if k < len(masks) else nobody
+            fresh = torch.empty_like(layer.weight)
+            initial_weight(fresh, generator)
+            if self.outgoing == "zero":
+                fresh[~own] = 0
+            touched = own[:, None] | before[None, :]
+            layer.weight[touched] = fresh[touched]
+            layer.bias[own] = 0
+            self._forget(optimizer, layer.weight, touched)
+            self._forget(optimizer, layer.bias, own)
+
+    def _forget(self, optimizer: torch.optim.Optimizer, parameter: Tensor, touched: Bool[Tensor, "..."]) -> None:
+        state = optimizer.state.get(parameter, {})
+        if not touched.any():
+            return
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                state[key][touched] = 0
+        if self.step_counter == "clear" and "step" in state:
+            state["step"] = torch.zeros_like(torch.as_tensor(state["step"]))
+
+
+@torch.no_grad()
+def reinit_all(head: Head, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    """The head and its optimizer as on the first day, output layer included."""
+    for layer in head.layers:
+        initial_weight(layer.weight, generator)  # type: ignore[arg-type]
+        layer.bias.zero_()  # type: ignore[union-attr,operator]
+        for parameter in (layer.weight, layer.bias):
+            optimizer.state.pop(parameter, None)

@@ -1,0 +1,59 @@
+"""Rewards that are a CLIP similarity: HPS (Wu et al. 2023) and PickScore (Kirstain et al. 2023)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from src.errors import UserError
+from src.rewards.base import Images, RewardModel
+
+
+class CLIPReward(RewardModel):
+    """exp(logit scale) * cos(image embedding, text embedding) of a transformers CLIPModel folder."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        if not (Path(path) / "config.json").exists():
+            raise UserError(f"reward path={path}: no CLIP model there (config.json is missing).")
+        self.clip = CLIPModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+        self.clip.requires_grad_(False)
+        self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        processor = CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
+        self.image_size: int = self.clip.config.vision_config.image_size
+        self.embed_dim = self.clip.config.projection_dim
+        self.register_buffer("mean", torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
+        self._text_cache: dict[str, Tensor] = {}
+
+    def preprocess(self, images: Images) -> Images:
+        """Resizes to the tower's input (bicubic, antialiased) and normalises, on the device, differentiably."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (images - self.mean) / self.std
+
+    def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings of the image tower."""
+        features = self.clip.get_image_features(pixel_values=self.preprocess(images)).pooler_output
+        return F.normalize(features, dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings of the text tower; each distinct prompt is embedded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
+        if new:
+            length = self.clip.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            features = self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
+            self._text_cache.update(zip(new, F.normalize(features, dim=-1), strict=True))
+        return torch.stack([self._text_cache[prompt] for prompt in prompts])
+
+    def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        similarity = (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)
+        return self.clip.logit_scale.exp() * similarity

@@ -1,0 +1,56 @@
+"""Runs an experiment: compose -> check -> seed -> build -> fit -> summary.
+
+`python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+import src.config  # noqa: F401  (registers the schema)
+from src.errors import TrainingError, UserError
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(cfg: DictConfig) -> dict:
+    with _one_sentence(enabled=HydraConfig.get().mode == RunMode.RUN):
+        from src.experiment import run_experiment  # torch and its friends; not needed to print help
+
+        return run_experiment(cfg)
+
+
+@contextmanager
+def _one_sentence(enabled: bool = True) -> Iterator[None]:
+    """Turns the errors a user can mend into one sentence and an exit code. A sweep wants them as they are."""
+    try:
+        yield
+    except (UserError, TrainingError, HydraException, OmegaConfBaseException) as error:
+        if not enabled:
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        print(f"error: {' '.join(lines[:2]) or type(error).__name__}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, TrainingError) else 2)
+    except KeyboardInterrupt:
+        print("stopped; resume=last goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(1)
+
+
+def cli() -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
+    with _one_sentence():
+        main()
+
+
+if __name__ == "__main__":
+    cli()
