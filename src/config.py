@@ -6,7 +6,7 @@ of what its `_target_` names; both before anything is loaded.
 
 import difflib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from beartype import BeartypeConf
@@ -83,9 +83,18 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
     assert isinstance(resolved, dict)
+    known = [f.name for f in fields(Config)]
+    for key in resolved:
+        if key not in known:
+            raise UserError(f"{key} is not a key of the configuration: {_suggestion(key, known)}")
     _check_node(resolved, "")
     _check_numbers(resolved)
     return resolved
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}."
 
 
 def _first_line(error: Exception) -> str:
@@ -132,8 +141,7 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
         if key.startswith("_") and key.endswith("_"):
             continue
         if key not in parameters:
-            close = difflib.get_close_matches(key, parameters, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(parameters)}."
+            hint = _suggestion(key, list(parameters))
             raise UserError(f"{path}.{key} is not an option of {node['_target_']}: {hint}")
         _check_type(value, parameters[key].annotation, f"{path}.{key}")
 

@@ -47,10 +47,16 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(cfg["threads"])
     finetuner, rewards = build_finetuner(cfg)
     trainer, evaluation, data = build_trainer(cfg, folder, rewards, experiment)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    forget_repeated_rows(trainer, checkpoint)
+    path = folder / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    iteration = checkpoint["progress"]["iteration"] if checkpoint else -1
+    trainer.loggers[0].forget_after(iteration)
     started = time.perf_counter()
-    trainer.fit(finetuner, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
+    if checkpoint and iteration >= cfg["iterations"]:
+        print(f"all {iteration} iterations are done; raise iterations= to go on.")
+        restore_finished(checkpoint, finetuner, evaluation)
+    else:
+        trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
     finetuner.policy.save(folder / "lora")
     return summarise(folder, finetuner, evaluation, experiment, time.perf_counter() - started)
 
@@ -115,17 +121,25 @@ def build_trainer(
     return trainer, evaluation, data
 
 
-def forget_repeated_rows(trainer: lightning.Trainer, checkpoint: Path) -> None:
-    """Cuts metrics.jsonl back to the checkpoint that the run goes on from. Raises UserError if that is unreadable."""
-    iteration = -1
-    if checkpoint.exists():
-        try:
-            iteration = torch.load(checkpoint, weights_only=False, map_location="cpu")["progress"]["iteration"]
-        except Exception as error:
-            raise UserError(f"{checkpoint} is not a readable checkpoint ({type(error).__name__}).") from error
-    for logger in trainer.loggers:
-        if isinstance(logger, JsonlLogger):
-            logger.forget_after(iteration)
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one. Raises UserError if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
+        assert "progress" in checkpoint
+    except Exception as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}).") from error
+    return checkpoint
+
+
+def restore_finished(
+    checkpoint: dict[str, Any], finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation
+) -> None:
+    """The state of a run that was killed after its last iteration, so that its results can still be written."""
+    finetuner.load_state_dict(checkpoint["state_dict"], strict=False)
+    finetuner.on_load_checkpoint(checkpoint)
+    evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
 
 
 def summarise(

@@ -15,6 +15,7 @@ from torch import Tensor
 from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
+from src.metrics.glossary import lookup
 from src.metrics.training import critic_metrics, neuron_metrics, reset_metrics, reward_metrics
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
@@ -218,6 +219,8 @@ class RewardFinetuner(LightningModule):
             "seconds": round(sum(self.phase_seconds.values()), 3),
         }
         row |= metrics
+        for key in row:
+            lookup(key)  # nothing is logged that the glossary does not explain
         for logger in self.loggers:
             logger.log_metrics({"kind": kind} | row, step=self.iteration)  # type: ignore[arg-type]
         return row

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw
@@ -106,7 +107,8 @@ class CrossRewardEvaluation(Callback):
         caption = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries; label: {trained}"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [grid], step=pl_module.iteration, caption=[caption])
+                picture = wandb.Image(grid, caption=caption)
+                logger.experiment.log({"samples": picture, "reward_queries": pl_module.reward_queries})
 
 
 def picture_grid(images: Tensor, labels: list[str], columns: int = 8, size: int = 128) -> Image.Image:

@@ -34,7 +34,7 @@ class Head(nn.Module):
         return self.layers[-1](x).squeeze(-1)
 
     @torch.no_grad()
-    def hidden(self, x: Float[Tensor, "n d"]) -> list[Float[Tensor, "n width"]]:
+    def hidden(self, x: Float[Tensor, "n d"]) -> list[Float[Tensor, "n _"]]:
         """Outputs of the hidden neurons, layer by layer, without dropout; after ReLU also for a linear head."""
         outputs = []
         for layer in self.layers[:-1]:

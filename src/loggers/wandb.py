@@ -41,7 +41,7 @@ def make_wandb_logger(
 def _has_key() -> bool:
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return False
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    return wandb.login(prompt=False)  # looks for a key in the environment and in netrc; asks nobody
 
 
 def _set_axis(run: Any) -> None:

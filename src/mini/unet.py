@@ -17,7 +17,11 @@ from src.prompts import SIMPLE_ANIMALS
 
 
 def ddim_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, rescaled to end in pure noise (Lin et al. 2023), with v-prediction."""
+    """Stable Diffusion's noise schedule, with v-prediction and timesteps that start at the last (Lin et al. 2023).
+
+    Their rescaling to a signal of exactly zero is left out: diffusers' eta = 1 step then takes the root of a rounding
+    error below zero.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -26,7 +30,6 @@ def ddim_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
 

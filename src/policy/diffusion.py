@@ -156,5 +156,5 @@ def _load_pipeline(path: str) -> StableDiffusionPipeline:
             "give the folder of a StableDiffusionPipeline."
         )
     return StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )

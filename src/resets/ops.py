@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from src.critic.base import Head, initial_weight
 
-Scores = Float[Tensor, " width"]
-Mask = Bool[Tensor, " width"]
+Scores = Float[Tensor, " _"]  # one value a neuron; layers differ in width
+Mask = Bool[Tensor, " _"]
 
 
-def neuron_scores(hidden: list[Float[Tensor, "n width"]]) -> list[Scores]:
+def neuron_scores(hidden: list[Float[Tensor, "n _"]]) -> list[Scores]:
     """s_i = mean_x |h_i(x)| / mean_k(mean_x |h_k(x)|) for each layer (ReDo, Sokar et al. 2023, eq. 1).
 
     A layer that is silent altogether scores 0 throughout.

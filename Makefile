@@ -1,0 +1,33 @@
+# Everything runs in .venv, which every target makes for itself.
+PYTHON ?= python3
+BIN := .venv/bin
+STAGES := vae clip unet classifier distill
+STAGE ?= $(STAGES)
+
+.PHONY: setup run test check mini clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+run: setup  ## the main job: TDPO-R against HPS in the miniature world
+	$(BIN)/python -m src.run +experiment=tdpo_r_hps $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py
+
+mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"
+	for stage in $(STAGE); do $(BIN)/python -m src.mini.build stage=$$stage || exit 1; done
+	$(BIN)/python -m src.mini.card
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,50 @@
+"""Writes the model card of the miniature base model: figures measured here and now, curves, a grid of samples."""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import matplotlib
+
+from src.callbacks.evaluation import picture_grid
+from src.mini.evaluate import WEIGHTS, evaluate, sample
+from src.prompts import SIMPLE_ANIMALS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STAGES = ("vae", "clip", "unet", "classifier", "distill")
+
+
+def loss_curves(work_dir: Path, target: Path) -> None:
+    """One panel a stage, from the CSV files that its training left."""
+    figure, axes = plt.subplots(1, len(STAGES), figsize=(15, 2.6), constrained_layout=True)
+    for axis, stage in zip(axes, STAGES, strict=True):
+        rows = [row for path in sorted((work_dir / stage).rglob("metrics.csv")) for row in csv.DictReader(path.open())]
+        axis.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
+        axis.set(title=stage, xlabel="step", yscale="log")
+    axes[0].set_ylabel("training loss")
+    figure.savefig(target, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("data/mini"))
+    parser.add_argument("--data-dir", type=Path, default=Path("data/emoji"))
+    args = parser.parse_args()
+    folder = WEIGHTS / "card"
+    folder.mkdir(exist_ok=True)
+    loss_curves(args.work_dir, folder / "loss_curves.png")
+    prompts = list(SIMPLE_ANIMALS) * 2
+    images = sample(WEIGHTS / "base", prompts, steps=20, guidance=1.0)
+    picture_grid(images, prompts, columns=15, size=96).save(folder / "samples.png")
+    figures = {
+        f"{steps}_steps": evaluate(WEIGHTS / "base", args.data_dir, steps, guidance=1.0, each=10) for steps in (10, 20)
+    }
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

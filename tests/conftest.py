@@ -1,0 +1,39 @@
+"""Shared fixtures: the real shipped models, and runs of seconds through the real entry point."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parent.parent
+BASE = str(ROOT / "src/mini/weights/base")
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration that the command line with these overrides gives."""
+    import src.config  # noqa: F401  (registers the schema)
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def run_command(*overrides: str, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "src.run", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if kind in (None, row["kind"])]

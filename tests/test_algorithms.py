@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+from src.algorithms.base import clipped_surrogate, clipped_value_loss
+from src.algorithms.ddpo import DDPO
+from src.algorithms.tdpo import TDPO
+from src.normalise import standardise
+
+TDPO_ARGS = {"clip_range": 1e-4, "value_clip_range": 0.2, "advantage_clip": 5.0}
+
+
+def test_surrogate_by_hand():
+    # ratios 1.5, 0.5, 1.5, 0.5, 1; clip 0.2; advantages +1, +1, -1, -1, +2
+    ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.0])
+    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 2.0])
+    out = clipped_surrogate(ratio.log(), torch.zeros(5), advantage, clip_range=0.2)
+    # min(rA, clip(r)A): 1.2, 0.5, -1.5, -0.8, 2 -> mean 0.28
+    assert out.loss.item() == pytest.approx(-0.28)
+    assert out.clipped.tolist() == [1, 0, 0, 1, 0]
+    torch.testing.assert_close(out.ratio, ratio)
+
+
+def test_gradient_raises_the_good_and_lowers_the_bad():
+    log_prob = torch.zeros(2, requires_grad=True)
+    clipped_surrogate(log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), 0.2).loss.backward()
+    assert log_prob.grad.tolist() == [-0.5, 0.5]  # descent moves the first up, the second down
+
+
+def test_clipped_rows_have_no_gradient():
+    log_prob = torch.tensor([math.log(1.5), math.log(0.5)], requires_grad=True)
+    clipped_surrogate(log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), 0.2).loss.backward()
+    assert log_prob.grad.tolist() == [0, 0]
+
+
+def test_zero_advantage_zero_gradient():
+    log_prob = torch.randn(8, requires_grad=True)
+    clipped_surrogate(log_prob, torch.randn(8), torch.zeros(8), 0.2).loss.backward()
+    assert log_prob.grad.eq(0).all()
+
+
+def test_value_loss_by_hand():
+    # V 1.0, old 0.5, clip 0.2 -> near 0.7; G 0: max(1, .49)/2; G 2: max(1, 1.69)/2; mean (.5 + .845)/2
+    value, old, target = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.0, 2.0])
+    assert clipped_value_loss(value, old, target, 0.2).item() == pytest.approx((0.5 + 0.845) / 2)
+
+
+def test_ddpo_credits_all_steps_alike_and_clips():
+    credit = DDPO(clip_range=1e-4, advantage_clip=5.0).credit(torch.tensor([-9.0, 1.0]), 3, None)
+    assert credit.advantages.tolist() == [[-5.0] * 3, [1.0] * 3]
+    assert credit.values is None and credit.returns is None
+
+
+def test_tdpo_credit_by_hand():
+    rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
+    credit = TDPO(**TDPO_ARGS).credit(rewards, 2, values)
+    # G - V: [[.5, 0], [-.5, .5]]; z-scored per timestep: [[1, -1], [-1, 1]]
+    torch.testing.assert_close(credit.advantages, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), atol=1e-5, rtol=0)
+    assert credit.returns.tolist() == [[1.0, 1.0], [-1.0, -1.0]]
+
+
+def test_tdpo_official_normalisation_is_over_everything():
+    rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
+    credit = TDPO(**TDPO_ARGS, normalise_over="all").credit(rewards, 2, values)
+    # mean .125, population sd sqrt(.171875)
+    expected = (torch.tensor([[0.5, 0.0], [-0.5, 0.5]]) - 0.125) / math.sqrt(0.171875)
+    torch.testing.assert_close(credit.advantages, expected, atol=1e-5, rtol=0)
+
+
+def test_a_constant_is_standardised_to_zero():
+    assert standardise(torch.ones(4, 3), (0,)).eq(0).all()

@@ -1,0 +1,154 @@
+"""The iteration as a whole, on the real policy, with rewards and critics whose right answer is known."""
+
+import functools
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+
+from src.algorithms.ddpo import DDPO
+from src.algorithms.tdpo import TDPO
+from src.critic.base import Critic
+from src.errors import TrainingError, UserError
+from src.finetuner import RewardFinetuner
+from src.normalise import PromptNormaliser
+from src.prompts import PromptData
+from src.resets.active import ActiveReset
+from src.resets.none import NoReset
+from src.rewards.base import RewardModel
+from tests.test_policy import make_policy
+
+STEPS = 2
+
+
+class Redness(RewardModel):
+    """How red a picture is."""
+
+    embed_dim = 12
+
+    def forward(self, images, prompts):
+        return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+    def embed_images(self, images):
+        return F.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+class PictureCritic(Critic):
+    """Sees the final picture, of which redness is a linear function."""
+
+    def features(self, rollout):
+        pooled = F.adaptive_avg_pool2d(rollout.images, 2).flatten(1)
+        return pooled[:, None].expand(-1, STEPS, -1).contiguous()
+
+
+class NotANumber(Redness):
+    def forward(self, images, prompts):
+        return super().forward(images, prompts) * torch.nan
+
+
+def build(algorithm=None, critic=None, reward=None, reset=None, lr=0.0, **changes) -> RewardFinetuner:
+    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.0)
+    options = {
+        "policy": make_policy(num_steps=STEPS, sampling_batch=32),
+        "reward": reward or Redness(),
+        "reward_name": "redness",
+        "algorithm": algorithm or TDPO(clip_range=1e-4, value_clip_range=10.0, advantage_clip=5.0),
+        "critic": critic,
+        "reset": reset or NoReset(),
+        "normaliser": PromptNormaliser(buffer=2048, min_count=16),
+        "optimizer": functools.partial(adamw, lr=lr),
+        "critic_optimizer": functools.partial(adamw, lr=5e-3),
+        "microbatch": 32,
+        "max_grad_norm": 1.0,
+        "seed": 0,
+    }
+    return RewardFinetuner(**(options | changes))
+
+
+def fit(finetuner: RewardFinetuner, iterations: int, samples: int = 32) -> list[dict]:
+    rows = []
+    finetuner.record = lambda kind, metrics: rows.append(metrics) or metrics
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        limit_train_batches=iterations,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(finetuner, PromptData(["cat"], samples, 1, seed=0))
+    return rows
+
+
+def new_critic() -> PictureCritic:
+    torch.manual_seed(0)
+    return PictureCritic(12, hidden=[32, 16], dropout=0.0, activation="relu", timestep_input=False)
+
+
+def test_the_critic_learns_a_linearly_decodable_return():
+    rows = fit(build(critic=new_critic()), iterations=40)
+    assert rows[0]["critic/explained_variance"] < 0.5
+    assert sum(row["critic/explained_variance"] for row in rows[-5:]) / 5 > 0.9  # on samples it has not seen
+
+
+@pytest.mark.parametrize("algorithm", ["ddpo", "tdpo"])
+def test_the_reward_rises(algorithm):
+    """Redness is easy to raise: after a dozen iterations it has to be well above where it started."""
+    if algorithm == "ddpo":
+        made = DDPO(clip_range=1e-2, advantage_clip=5.0, samples_per_update=8)
+        finetuner = build(made, lr=2e-3)
+    else:
+        made = TDPO(clip_range=1e-2, value_clip_range=0.2, advantage_clip=5.0, samples_per_update=8)
+        finetuner = build(made, critic=new_critic(), lr=2e-3)
+    rows = fit(finetuner, iterations=14)
+    mean = [row["reward/redness/mean"] for row in rows]
+    assert sum(mean[-3:]) / 3 > sum(mean[:3]) / 3 + rows[0]["reward/redness/std"] * 0.5
+
+
+def test_updates_per_iteration():
+    per_timestep = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8))
+    per_trajectory = build(DDPO(1e-4, 5.0, samples_per_update=8))
+    assert len(list(per_timestep._updates(32))) == 4 * STEPS
+    assert len(list(per_trajectory._updates(32))) == 4
+    for finetuner in (per_timestep, per_trajectory):
+        pairs = [pair for i, j in finetuner._updates(32) for pair in zip(i.tolist(), j.tolist(), strict=True)]
+        assert sorted(pairs) == [(i, j) for i in range(32) for j in range(STEPS)]  # each row once
+    assert all(len(set(j.tolist())) == 1 for _, j in per_timestep._updates(32))  # timesteps are aligned
+
+
+def test_microbatches_do_not_change_the_update():
+    whole, parts = build(DDPO(1e-4, 5.0), lr=1e-3), build(DDPO(1e-4, 5.0), lr=1e-3, microbatch=8)
+    parts.policy.load_state_dict(whole.policy.state_dict())
+    a, b = fit(whole, 1, samples=16)[0], fit(parts, 1, samples=16)[0]
+    assert a["policy/grad_norm"] == pytest.approx(b["policy/grad_norm"], rel=1e-3)
+
+
+def test_zero_advantage_leaves_the_policy_alone():
+    class Flat(Redness):
+        def forward(self, images, prompts):
+            return torch.zeros(len(images))
+
+    finetuner = build(DDPO(1e-4, 5.0), reward=Flat(), lr=1e-3)
+    before = [p.clone() for p in finetuner.policy.trainable()]
+    rows = fit(finetuner, 1, samples=8)
+    assert rows[0]["policy/grad_norm"] == 0
+    assert all(torch.equal(old, new) for old, new in zip(before, finetuner.policy.trainable(), strict=True))
+
+
+def test_resets_come_when_due_and_are_recorded():
+    reset = ActiveReset(every=2, threshold=None, ratio=0.5)
+    rows = fit(build(critic=new_critic(), reset=reset), iterations=4, samples=8)
+    assert [row["reset/share"] for row in rows] == [0, 0.5, 0, 0.5]
+    assert all(0 <= row["neurons/dormant_0"] <= row["neurons/dormant_0.1"] <= 1 for row in rows)
+
+
+def test_a_reset_without_a_critic_is_refused():
+    with pytest.raises(UserError, match="needs a critic"):
+        build(DDPO(1e-4, 5.0), reset=ActiveReset())
+
+
+def test_not_a_number_is_named_with_its_iteration():
+    with pytest.raises(TrainingError, match=r"the reward is not finite in iteration 1"):
+        fit(build(DDPO(1e-4, 5.0), reward=NotANumber()), 1, samples=8)

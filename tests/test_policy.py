@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
+from tests.conftest import BASE
+
+PROMPTS, SEEDS = ["cat", "dog", "a zebra"], [1, 2, 3]
+
+
+def make_policy(**changes) -> DiffusionPolicy:
+    options = {"path": BASE, "finetune": "lora", "num_steps": 4, "eta": 1.0, "guidance": 1.0, "sampling_batch": 8}
+    return DiffusionPolicy(**(options | changes))
+
+
+def perturb(policy: DiffusionPolicy, scale: float = 0.02) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in policy.trainable():
+            p += scale * torch.randn_like(p)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_ratio_is_exactly_one_before_the_first_update(guidance):
+    policy = make_policy(guidance=guidance)
+    rollout = policy.sample(PROMPTS, SEEDS)
+    text = policy.encode_prompts(PROMPTS)
+    for j, t in enumerate(policy.timesteps):
+        new = policy.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t.expand(3), text)
+        assert new.requires_grad
+        assert torch.equal((new - rollout.log_probs[:, j]).exp(), torch.ones(3))
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_moved_one_does():
+    policy = make_policy()
+    adapted = policy.sample(PROMPTS, SEEDS).images
+    policy.unet.disable_adapters()
+    assert torch.equal(adapted, policy.sample(PROMPTS, SEEDS).images)
+    policy.unet.enable_adapters()
+    perturb(policy)
+    assert not torch.equal(adapted, policy.sample(PROMPTS, SEEDS).images)
+
+
+def test_sampling_equals_the_plain_pipeline():
+    policy = make_policy(guidance=2.0, num_steps=5)
+    pipe = StableDiffusionPipeline.from_pretrained(BASE)
+    pipe.set_progress_bar_config(disable=True)
+    noise = policy.noise(SEEDS)
+    draws = iter(noise[:, 1:].unbind(1))
+
+    def one_step(output, t, x_t, **_):
+        step = pipe.scheduler.__class__.step
+        return step(pipe.scheduler, output, t, x_t, eta=1.0, variance_noise=next(draws), return_dict=False)
+
+    pipe.scheduler.step = one_step
+    images = pipe(PROMPTS, num_inference_steps=5, guidance_scale=2.0, eta=1.0, latents=noise[:, 0], output_type="pt").images
+    torch.testing.assert_close(policy.sample(PROMPTS, SEEDS).images, images, atol=1e-4, rtol=0)
+
+
+def test_a_sample_is_a_function_of_its_own_seed():
+    policy = make_policy()
+    together, alone = policy.sample(PROMPTS, SEEDS), policy.sample(PROMPTS[1:2], SEEDS[1:2])
+    torch.testing.assert_close(together.images[1:2], alone.images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.log_probs[1:2], alone.log_probs, atol=1e-4, rtol=0)
+
+
+def test_prompts_are_encoded_once():
+    policy = make_policy()
+    calls = []
+    policy.text_encoder.register_forward_hook(lambda *args: calls.append(1))
+    first = policy.encode_prompts(["cat", "dog", "cat"])
+    assert torch.equal(policy.encode_prompts(["dog", "cat"]), first[[1, 0]])
+    assert len(calls) == 1
+
+
+def test_lora_opens_in_plain_diffusers(tmp_path):
+    policy = make_policy()
+    perturb(policy)
+    policy.save(tmp_path)
+    ours = policy.decode(torch.ones(1, 4, 16, 16))  # the decoder is untouched by training
+    pipe = StableDiffusionPipeline.from_pretrained(BASE)
+    assert np.isfinite(ours.numpy()).all()
+    x, t = torch.randn(2, 4, 16, 16), torch.tensor([500, 100])
+    text = policy.encode_prompts(["cat", "dog"])
+    base = pipe.unet(x, t, text).sample
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(pipe.unet(x, t, text).sample, policy.predict(x, t, text), atol=1e-4, rtol=1e-4)
+    assert (pipe.unet(x, t, text).sample - base).abs().max() > 1e-3
+
+
+def test_full_finetuning_trains_the_whole_unet():
+    policy = make_policy(finetune="full")
+    assert sum(p.numel() for p in policy.trainable()) == sum(p.numel() for p in policy.unet.parameters())
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(UserError, match="eta"):
+        make_policy(eta=0.0)
+    with pytest.raises(UserError, match=r"model_index\.json"):
+        make_policy(path="/nowhere")

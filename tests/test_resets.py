@@ -1,0 +1,144 @@
+import pytest
+import torch
+
+from src.critic.base import Head
+from src.errors import UserError
+from src.resets.active import ActiveReset
+from src.resets.dormant import DormantReset
+from src.resets.full import FullReset
+from src.resets.none import NoReset
+from src.resets.ops import neuron_scores, top_share
+from src.resets.random import RandomReset
+
+SCORES = [torch.tensor([0.0, 0.5, 2.5, 1.0]), torch.tensor([0.0, 2.0, 1.0])]
+RNG = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+
+
+def trained_head() -> tuple[Head, torch.optim.Optimizer]:
+    """A 5-4-3-1 head with Adam moments everywhere."""
+    torch.manual_seed(0)
+    head = Head(5, [4, 3])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    for _ in range(3):
+        head(torch.randn(16, 5)).square().mean().backward()
+        for p in head.parameters():
+            p.grad += torch.randn_like(p) * 0.1
+        optimizer.step()
+        optimizer.zero_grad()
+    return head, optimizer
+
+
+def snapshot(head: Head, optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
+    keys = ("exp_avg", "exp_avg_sq", "step")
+    return [
+        {"value": p.detach().clone()} | {k: torch.as_tensor(optimizer.state[p][k]).clone() for k in keys}
+        for p in head.parameters()
+    ]
+
+
+def test_scores_by_hand():
+    hidden = [torch.tensor([[1.0, 0.0, 3.0], [3.0, 0.0, 5.0]]), torch.zeros(2, 2)]
+    scores = neuron_scores(hidden)  # means 2, 0, 4; their mean 2
+    assert scores[0].tolist() == [1.0, 0.0, 2.0]
+    assert scores[1].tolist() == [0.0, 0.0]
+
+
+def test_scores_use_magnitudes():
+    assert neuron_scores([torch.tensor([[-1.0, 1.0], [1.0, -3.0]])])[0].tolist() == pytest.approx([2 / 3, 4 / 3])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (NoReset(), [[0, 0, 0, 0], [0, 0, 0]]),
+        (DormantReset(threshold=0.0), [[1, 0, 0, 0], [1, 0, 0]]),
+        (DormantReset(threshold=0.5), [[1, 1, 0, 0], [1, 0, 0]]),
+        (DormantReset(threshold=None, ratio=0.5), [[1, 1, 0, 0], [1, 0, 1]]),
+        (ActiveReset(threshold=0.0), [[0, 1, 1, 1], [0, 1, 1]]),
+        (ActiveReset(threshold=0.0, ratio=1 / 3), [[0, 0, 1, 0], [0, 1, 0]]),
+        (ActiveReset(threshold=None, ratio=0.5), [[0, 0, 1, 1], [0, 1, 1]]),
+        (ActiveReset(threshold=None, ratio=0.0), [[0, 0, 0, 0], [0, 0, 0]]),
+        (RandomReset(ratio=1.0), [[1, 1, 1, 1], [1, 1, 1]]),
+    ],
+)
+def test_who_is_selected(strategy, expected):
+    assert [strategy.select(scores, RNG()).int().tolist() for scores in SCORES] == expected
+
+
+def test_random_draws_differ_between_resets_and_match_in_number():
+    strategy, rng, scores = RandomReset(ratio=0.25), RNG(), torch.rand(64)
+    first, second = strategy.select(scores, rng), strategy.select(scores, rng)
+    assert first.sum() == second.sum() == 16
+    assert not torch.equal(first, second)
+
+
+def test_top_share_rounds_to_the_nearest_neuron():
+    scores, everyone = torch.arange(10.0), torch.ones(10, dtype=torch.bool)
+    assert [int(top_share(scores, everyone, ratio).sum()) for ratio in (0.04, 0.06, 0.5, 0.96)] == [0, 1, 5, 10]
+
+
+@pytest.mark.parametrize("outgoing", ["zero", "redraw"])
+@pytest.mark.parametrize("counter", ["keep", "clear"])
+def test_masked_neurons_change_and_nothing_else(outgoing, counter):
+    head, optimizer = trained_head()
+    strategy = ActiveReset(threshold=1.5, outgoing=outgoing, step_counter=counter)  # neuron 2 of layer 0, 1 of layer 1
+    before = snapshot(head, optimizer)
+    strategy.apply(head, SCORES, optimizer, RNG())
+    after = snapshot(head, optimizer)
+    touched = [torch.zeros_like(p["value"], dtype=torch.bool) for p in before]
+    touched[0][2] = True  # incoming of (0, 2)
+    touched[1][2] = True  # its bias
+    touched[2][:, 2] = True  # its outgoing
+    touched[2][1] = True  # incoming of (1, 1)
+    touched[3][1] = True
+    touched[4][:, 1] = True
+    for mask, old, new in zip(touched, before, after, strict=True):
+        assert torch.equal(old["value"][~mask], new["value"][~mask])
+        assert (old["value"][mask] != new["value"][mask]).all()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(old[moment][~mask], new[moment][~mask])
+            assert new[moment][mask].eq(0).all()
+        expected = old["step"] if counter == "keep" or not mask.any() else torch.zeros_like(old["step"])
+        assert torch.equal(new["step"], expected)
+    assert after[1]["value"][2] == 0 and after[3]["value"][1] == 0
+    kept = after[2]["value"][[0, 2], 2]  # from the masked (0, 2) to kept neurons of layer 1
+    assert kept.eq(0).all() if outgoing == "zero" else kept.ne(0).all()
+    assert after[2]["value"][1].ne(0).all()  # incoming of the masked (1, 1) is redrawn, from (0, 2) too
+
+
+def test_zero_outgoing_keeps_the_function_of_the_kept_neurons():
+    head, optimizer = trained_head()
+    x = torch.randn(32, 5)
+    silenced = head.hidden(x)
+    silenced[0][:, 2] = 0
+    rest = torch.relu(head.layers[1](silenced[0]))
+    expected = head.layers[2](rest).squeeze(-1)
+    ActiveReset(threshold=2.0).apply(head, [SCORES[0], torch.zeros(3)], optimizer, RNG())
+    torch.testing.assert_close(head(x), expected)
+
+
+def test_none_never_resets_and_full_starts_over():
+    head, optimizer = trained_head()
+    before = snapshot(head, optimizer)
+    assert not any(NoReset(every=1).due(k) for k in range(1, 50))
+    assert [k for k in range(1, 31) if FullReset(every=10).due(k)] == [10, 20, 30]
+    FullReset().apply(head, SCORES, optimizer, RNG())
+    for old, p in zip(before, head.parameters(), strict=True):
+        assert (old["value"] != p).any()
+        assert p not in optimizer.state
+    assert all(layer.bias.eq(0).all() for layer in head.layers)
+    head(torch.randn(16, 5)).mean().backward()
+    optimizer.step()  # and it trains on
+
+
+def test_redrawn_weights_have_the_initial_spread():
+    head = Head(255, [512, 8])
+    optimizer = torch.optim.AdamW(head.parameters())
+    ActiveReset(threshold=None).apply(head, [torch.ones(512), torch.ones(8)], optimizer, RNG())
+    assert head.layers[0].weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("bad", [{"ratio": 1.5}, {"ratio": -0.1}, {"every": 0}, {"threshold": -1.0}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(UserError, match=r"reset\."):
+        ActiveReset(**bad)

@@ -1,0 +1,209 @@
+"""Whole runs through the entry point: what they leave behind, what a kill costs, and what bad input is told."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.metrics.glossary import GLOSSARY, lookup
+from tests.conftest import ROOT, rows_of, run_command
+
+TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
+LONGER = [*TINY, "iterations=6", "checkpoint_every=2", "evaluation.every=3", "reset.every=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An uninterrupted run of six iterations, with resets and evaluations on the way."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    done = run_command(*LONGER, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "trajectory-steps trained per second" in done.stdout
+    return folder
+
+
+def test_the_run_folder_is_complete(finished):
+    names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints/last.ckpt"}
+    assert expected | {"samples/00000.png", "samples/00006.png", "lora/pytorch_lora_weights.safetensors"} <= names
+    assert not [name for name in names if name.endswith((".partial", ".tmp"))]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["iterations"] == 6 and summary["reward_queries"] == 24
+    assert summary["trajectory_steps_per_second"] > 0
+    assert sum(summary["share_of_training_time"].values()) == pytest.approx(1)
+    assert len(summary["versions"]["commit"]) >= 7
+
+
+def test_rows_and_columns(finished):
+    iterations, evaluations = rows_of(finished, "iteration"), rows_of(finished, "evaluation")
+    assert [row["iteration"] for row in iterations] == [1, 2, 3, 4, 5, 6]
+    assert [row["iteration"] for row in evaluations] == [0, 3, 6]
+    assert [row["reward_queries"] for row in iterations] == [4, 8, 12, 16, 20, 24]
+    assert [row["optimizer_steps"] for row in iterations] == [3, 6, 9, 12, 15, 18]  # one a timestep
+    for rows in (iterations, evaluations):
+        assert len({tuple(row) for row in rows}) == 1  # the columns are fixed
+    assert evaluations[0]["eval/hps/gain"] == 0
+    assert [row["reset/share"] > 0 for row in iterations] == [False, True] * 3
+
+
+def test_every_logged_key_is_explained_and_readme_lists_them(finished):
+    used = {key for row in rows_of(finished) for key in row}
+    assert all(lookup(key).meaning for key in used)
+    readme = (ROOT / "README.md").read_text()
+    assert not [key for key in GLOSSARY if f"`{key}`" not in readme]
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def final_state(folder: Path) -> dict:
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)
+    kept = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "progress")}
+    kept["progress"].pop("phase_seconds")
+    return kept
+
+
+def timeless(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
+
+
+def kill_when(folder: Path, rows: int, delay: float, overrides: list[str]) -> None:
+    """Starts a run and kills it `delay` seconds after its metrics hold `rows` rows."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.run", *overrides, f"run_dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "config.yaml").exists() and (rows == 0 or len(_lines(folder)) >= rows):
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _lines(folder: Path) -> list[str]:
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("rows", "delay"),
+    [(0, 1.0), (4, 0.0), (6, 0.02)],  # while loading; just after an iteration; about when a checkpoint is written
+    ids=["before-the-first-checkpoint", "after-iteration-3", "near-a-checkpoint"],
+)
+def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, rows, delay):
+    folder = tmp_path / "killed"
+    kill_when(folder, rows, delay, LONGER)
+    resumed = run_command(f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert timeless(folder) == timeless(finished)
+    assert same(final_state(folder), final_state(finished))
+
+
+def test_a_finished_run_can_be_extended(finished, tmp_path):
+    folder = tmp_path / "extended"
+    shutil.copytree(finished, folder)
+    done = run_command(f"resume={folder}", "iterations=7")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("experiment", ["tdpo_hps", "ddpo_hps"])
+def test_the_other_experiments_run(experiment, tmp_path):
+    done = run_command(f"+experiment={experiment}", *TINY[1:], f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(rows_of(tmp_path / "run", "iteration")) == 2
+
+
+def test_offline_tracking_without_a_key_asks_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"} | {"HOME": str(tmp_path)}
+    overrides = [o for o in TINY if not o.startswith("logger")]
+    done = run_command(*overrides, f"run_dir={tmp_path / 'run'}", env=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
+
+
+BAD = {
+    "unknown option": (["iteratoins=3"], "iteratoins"),
+    "unknown option in a group": (["+reset.ration=0.1"], "did you mean ratio"),
+    "wrong type": (["iterations=many"], "many"),
+    "ratio outside [0, 1]": (["reset.ratio=1.5"], "outside [0, 1]"),
+    "unknown experiment": (["+experiment=nothing"], "nothing"),
+    "reset without critic": (["+experiment=ddpo_hps", "reset=active"], "needs a critic"),
+    "missing weights": (["suite.base=/nowhere"], "/nowhere"),
+    "batches do not divide": (["samples_per_prompt=5"], "not a multiple"),
+    "nothing to resume": (["resume=/nowhere"], "/nowhere"),
+    "no prompts": (["prompts=file", "prompts.path={empty}"], "holds no prompt"),
+    "existing run folder": (["run_dir={taken}"], "exists"),
+    "unreadable checkpoint": (["resume={broken}"], "not a readable checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path, finished, capfd, monkeypatch):
+    places = {name: tmp_path / name for name in ("empty", "taken", "broken")}
+    places["empty"].write_text("\n\n")
+    places["taken"].mkdir()
+    (places["taken"] / "results").write_text("precious")
+    shutil.copytree(finished, places["broken"])
+    (places["broken"] / "checkpoints/last.ckpt").write_bytes(b"half a file")
+    overrides, message = BAD[case]
+    overrides = [o.format(**places) for o in overrides]
+    if not any(o.startswith(("resume", "run_dir")) for o in overrides):
+        overrides.append(f"run_dir={tmp_path / 'new'}")
+    code, err = run_in_process(overrides, capfd, monkeypatch)
+    assert code == 2
+    assert message in err and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    assert (places["taken"] / "results").read_text() == "precious"
+
+
+def run_in_process(overrides: list[str], capfd, monkeypatch) -> tuple[int, str]:
+    """The entry point without the seconds that importing torch takes; returns (exit code, stderr)."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from src.run import cli
+
+    monkeypatch.setattr(sys, "argv", ["src.run", *overrides])
+    GlobalHydra.instance().clear()
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        cli()
+    return int(exit_.value.code), capfd.readouterr().err.strip()
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, finished):
+    """The checkpoint is written whole beside the old one before it replaces it."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "checkpoints/last.ckpt").read_bytes()
+    partial = folder / "checkpoints/last.partial"
+    partial.mkdir()  # nothing can be written there
+    done = run_command(f"resume={folder}", "iterations=8")
+    assert done.returncode == 1
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert (folder / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_help_names_the_experiments():
+    done = run_command("--help")
+    assert done.returncode == 0
+    assert "tdpo_r_hps" in done.stdout and "resume" in done.stdout
