@@ -79,10 +79,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
     try:
-        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
-    assert isinstance(resolved, dict)
     known = [f.name for f in fields(Config)]
     for key in resolved:
         if key not in known:
@@ -102,7 +101,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_numbers(cfg: dict[str, Any]) -> None:
-    for key in ("iterations", "samples_per_iteration", "samples_per_prompt", "num_steps", "microbatch", "checkpoint_every"):
+    for key in (
+        "iterations",
+        "samples_per_iteration",
+        "samples_per_prompt",
+        "num_steps",
+        "microbatch",
+        "checkpoint_every",
+    ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
     if cfg["seed"] < 0:

@@ -1,6 +1,5 @@
 """Builds a run from its configuration, runs it, and sums it up."""
 
-import json
 import logging
 import time
 import warnings
@@ -11,7 +10,6 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -133,9 +131,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def restore_finished(
-    checkpoint: dict[str, Any], finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation
-) -> None:
+def restore_finished(checkpoint: dict[str, Any], finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation) -> None:
     """The state of a run that was killed after its last iteration, so that its results can still be written."""
     finetuner.load_state_dict(checkpoint["state_dict"], strict=False)
     finetuner.on_load_checkpoint(checkpoint)
@@ -189,5 +185,3 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
         f"evaluation {summary['evaluation_seconds']:.0f} s"
     )
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   LoRA: {folder / 'lora'}")
-
-

@@ -66,7 +66,12 @@ class RewardFinetuner(LightningModule):
         self.policy, self.reward, self.critic = policy, reward, critic
         self.reward_name, self.algorithm, self.reset, self.normaliser = reward_name, algorithm, reset, normaliser
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
-        self.microbatch, self.max_grad_norm, self.seed, self.neuron_probe = microbatch, max_grad_norm, seed, neuron_probe
+        self.microbatch, self.max_grad_norm, self.seed, self.neuron_probe = (
+            microbatch,
+            max_grad_norm,
+            seed,
+            neuron_probe,
+        )
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
@@ -101,9 +106,7 @@ class RewardFinetuner(LightningModule):
         self._check_finite("the reward", rewards)
         return rewards
 
-    def credit(
-        self, rollout: Rollout, rewards: Float[Tensor, " b"], features: Float[Tensor, "b t d"] | None
-    ) -> Credit:
+    def credit(self, rollout: Rollout, rewards: Float[Tensor, " b"], features: Float[Tensor, "b t d"] | None) -> Credit:
         normalised = self.normaliser(rewards, rollout.prompts)
         values = None
         if self.critic is not None and features is not None:
@@ -159,7 +162,7 @@ class RewardFinetuner(LightningModule):
     # ---------------------------------------------------------------------------------------------- parts of phases
 
     def _updates(self, b: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
-        """(sample, timestep slot) rows of each optimizer step, timesteps in sampling order, rows timestep by timestep."""
+        """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row."""
         size, t = self.algorithm.samples_per_update or b, self.policy.num_steps
         for epoch in range(self.algorithm.inner_epochs):
             order = torch.arange(b)

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -35,7 +34,9 @@ def new_run_dir(cfg: dict[str, Any], experiment: str) -> Path:
         raise UserError(f"run_dir={folder} cannot be made: {error.strerror}.") from error
     free = shutil.disk_usage(folder).free
     if free < MINIMUM_FREE_BYTES:
-        raise UserError(f"{folder} is on a disk with {free >> 20} MiB free; checkpoints need {MINIMUM_FREE_BYTES >> 20}.")
+        raise UserError(
+            f"{folder} is on a disk with {free >> 20} MiB free; checkpoints need {MINIMUM_FREE_BYTES >> 20}."
+        )
     return folder
 
 
@@ -66,7 +67,9 @@ def find_run(resume: str) -> Path:
 def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """The configuration a run was started with, with the values that the command line sets anew."""
     stored = OmegaConf.load(folder / "config.yaml")
-    values = [o for o in overrides if re.match(r"[a-z_]+(\.[a-z_]+)*=", o) and not o.startswith(("resume=", "run_dir="))]
+    values = [
+        o for o in overrides if re.match(r"[a-z_]+(\.[a-z_]+)*=", o) and not o.startswith(("resume=", "run_dir="))
+    ]
     values = [o for o in values if not OmegaConf.is_config(OmegaConf.select(stored, o.split("=")[0]))]  # group choices
     merged = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(values)))
     assert isinstance(merged, dict)
@@ -99,4 +102,4 @@ def _commit() -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)

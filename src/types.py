@@ -1,4 +1,4 @@
-"""The vocabulary: what an iteration passes from phase to phase. Axes: b samples, t denoising steps, in sampling order."""
+"""The vocabulary: what an iteration passes from phase to phase. Axes: b samples, t denoising steps, in that order."""
 
 from dataclasses import dataclass
 

@@ -55,7 +55,9 @@ def test_sampling_equals_the_plain_pipeline():
         return step(pipe.scheduler, output, t, x_t, eta=1.0, variance_noise=next(draws), return_dict=False)
 
     pipe.scheduler.step = one_step
-    images = pipe(PROMPTS, num_inference_steps=5, guidance_scale=2.0, eta=1.0, latents=noise[:, 0], output_type="pt").images
+    images = pipe(
+        PROMPTS, num_inference_steps=5, guidance_scale=2.0, eta=1.0, latents=noise[:, 0], output_type="pt"
+    ).images
     torch.testing.assert_close(policy.sample(PROMPTS, SEEDS).images, images, atol=1e-4, rtol=0)
 
 

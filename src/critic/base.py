@@ -1,5 +1,6 @@
-"""What a critic is: V(features of x_t, t), with features computed once per rollout, and a head whose neurons are read."""
+"""What a critic is: V(features of x_t, t), features computed once per rollout, and a head whose neurons are read."""
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,10 +18,12 @@ class Head(nn.Module):
     a linear network, in which dormancy means little.
     """
 
-    def __init__(self, inputs: int, hidden: list[int], dropout: float = 0.0, activation: Literal["relu", "none"] = "relu"):
+    def __init__(
+        self, inputs: int, hidden: list[int], dropout: float = 0.0, activation: Literal["relu", "none"] = "relu"
+    ):
         super().__init__()
         widths = [inputs, *hidden, 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
         with torch.no_grad():

@@ -18,7 +18,7 @@ def _article(noun: str) -> str:
 def captions(name: str, style: int) -> list[str]:
     """Every caption of a picture: without its style first, then with it."""
     word = STYLES[style]
-    return plain_captions(name) + [_article(f"{word} {name}"), f"{name}, {word} style"]
+    return [*plain_captions(name), _article(f"{word} {name}"), f"{name}, {word} style"]
 
 
 def plain_captions(name: str) -> list[str]:

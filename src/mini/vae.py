@@ -1,7 +1,6 @@
 """The latent space of the miniature world: an AutoencoderTiny, 64x64 pictures <-> 16x16x4 latents."""
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,7 @@
 """One DDIM step as a Gaussian policy (Song et al. 2021, eq. 12 and 16): pure functions, float32.
 
-p(x_{t-1} | x_t, c) = N(mean, std^2 I). The log-probability is the *mean* over latent dimensions, as in DDPO's and TDPO's
-code, because their clip ranges are relative to it; KL divergences are true ones, summed over dimensions.
+p(x_{t-1} | x_t, c) = N(mean, std^2 I). The log-probability is the *mean* over latent dimensions, as in the code of
+DDPO and TDPO, because their clip ranges are relative to it; KL divergences are true ones, summed over dimensions.
 """
 
 import math
@@ -25,7 +25,9 @@ def alpha_bars(scheduler: DDIMScheduler, timesteps: Int[Tensor, " b"]) -> tuple[
     return table[timesteps].float(), after.float()
 
 
-def predicted_clean(output: Latents, x_t: Latents, alpha_bar: PerSample, prediction_type: str) -> tuple[Latents, Latents]:
+def predicted_clean(
+    output: Latents, x_t: Latents, alpha_bar: PerSample, prediction_type: str
+) -> tuple[Latents, Latents]:
     """(predicted x_0, predicted noise) from the network's output. Raises ValueError on an unknown parametrisation."""
     signal = _expand(alpha_bar.sqrt(), x_t)
     noise = _expand((1 - alpha_bar).sqrt(), x_t)

@@ -83,4 +83,4 @@ def reinit_all(head: Head, optimizer: torch.optim.Optimizer, generator: torch.Ge
         initial_weight(layer.weight, generator)  # type: ignore[arg-type]
         layer.bias.zero_()  # type: ignore[union-attr,operator]
         for parameter in (layer.weight, layer.bias):
-            optimizer.state.pop(parameter, None)
+            optimizer.state.pop(parameter, None)  # type: ignore[arg-type]

@@ -17,6 +17,9 @@ from src.rewards.base import Images, RewardModel
 class CLIPReward(RewardModel):
     """exp(logit scale) * cos(image embedding, text embedding) of a transformers CLIPModel folder."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, path: str):
         super().__init__()
         if not (Path(path) / "config.json").exists():
