@@ -54,6 +54,7 @@ class Config:
     logger: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
 
+    name: str | None = None
     train_reward: str = MISSING
     budget: str = "default"
     iterations: int = MISSING

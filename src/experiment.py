@@ -1,5 +1,6 @@
 """Builds a run from its configuration, runs it, and sums it up."""
 
+import functools
 import logging
 import time
 import warnings
@@ -30,13 +31,13 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     """One run from composition to summary; returns the summary."""
     quieten()
     hydra_cfg = HydraConfig.get()
-    experiment = hydra_cfg.runtime.choices.get("experiment") or "custom"
     if composed.resume:
         folder = find_run(composed.resume)
         cfg = check(DictConfig(stored_config(folder, list(hydra_cfg.overrides.task))))
     else:
         cfg = check(composed)
-        folder = new_run_dir(cfg, experiment)
+        cfg["name"] = cfg["name"] or hydra_cfg.runtime.choices.get("experiment") or "custom"
+        folder = new_run_dir(cfg)
         cfg["run_dir"] = str(folder)
         write_config(folder, cfg)
     print(f"run folder: {folder}", flush=True)
@@ -44,7 +45,7 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
     finetuner, rewards = build_finetuner(cfg)
-    trainer, evaluation, data = build_trainer(cfg, folder, rewards, experiment)
+    trainer, evaluation, data = build_trainer(cfg, folder, rewards)
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     iteration = checkpoint["progress"]["iteration"] if checkpoint else -1
@@ -56,7 +57,10 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     else:
         trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
     finetuner.policy.save(folder / "lora")
-    return summarise(folder, finetuner, evaluation, experiment, time.perf_counter() - started)
+    return summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+
+
+build = functools.partial(instantiate, _convert_="all")  # components get plain lists and dicts
 
 
 def quieten() -> None:
@@ -75,11 +79,11 @@ def quieten() -> None:
 
 def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
     """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
-    algorithm, reset = instantiate(cfg["algorithm"]), instantiate(cfg["reset"])
-    policy = instantiate(cfg["policy"])
-    rewards = {name: instantiate(reward) for name, reward in cfg["suite"]["rewards"].items()}
+    algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
+    policy = build(cfg["policy"])
+    rewards = {name: build(reward) for name, reward in cfg["suite"]["rewards"].items()}
     reward = rewards[cfg["train_reward"]]
-    critic = instantiate(cfg["critic"], reward=reward, decode=policy.decode) if algorithm.uses_critic else None
+    critic = build(cfg["critic"], reward=reward, decode=policy.decode) if algorithm.uses_critic else None
     finetuner = RewardFinetuner(
         policy=policy,
         reward=reward,
@@ -87,9 +91,9 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         algorithm=algorithm,
         critic=critic,
         reset=reset,
-        normaliser=instantiate(cfg["normaliser"]),
-        optimizer=instantiate(cfg["optimizer"]),
-        critic_optimizer=instantiate(cfg["critic_optimizer"]),
+        normaliser=build(cfg["normaliser"]),
+        optimizer=build(cfg["optimizer"]),
+        critic_optimizer=build(cfg["critic_optimizer"]),
         microbatch=cfg["microbatch"],
         max_grad_norm=cfg["max_grad_norm"],
         seed=cfg["seed"],
@@ -98,20 +102,20 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
 
 
 def build_trainer(
-    cfg: dict[str, Any], folder: Path, rewards: dict[str, RewardModel], experiment: str
+    cfg: dict[str, Any], folder: Path, rewards: dict[str, RewardModel]
 ) -> tuple[lightning.Trainer, CrossRewardEvaluation, PromptData]:
-    prompts = instantiate(cfg["prompts"])
+    prompts = build(cfg["prompts"])
     data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
-    evaluation = instantiate(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
-    tags = [experiment, cfg["suite"]["name"], cfg["train_reward"]]
-    tracker = instantiate(cfg["logger"], run_dir=folder, group=experiment, tags=tags)
-    trainer = instantiate(
+    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
+    tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
+    tracker = build(cfg["logger"], run_dir=folder, group=cfg["name"], tags=tags)
+    trainer = build(
         cfg["trainer"],
         limit_train_batches=cfg["iterations"],
         logger=[JsonlLogger(folder / "metrics.jsonl"), tracker],
         callbacks=[
             evaluation,
-            *(instantiate(callback, run_dir=str(folder)) for callback in cfg["callbacks"].values()),
+            *(build(callback, run_dir=str(folder)) for callback in cfg["callbacks"].values()),
             RunProgress(cfg["iterations"]),
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],

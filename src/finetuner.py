@@ -239,6 +239,8 @@ class RewardFinetuner(LightningModule):
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # no iteration is the last for good: a resumed run may be given more of them
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint["progress"] = {
             "iteration": self.iteration,
             "reward_queries": self.reward_queries,

@@ -3,15 +3,17 @@
 `python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input.
 """
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -19,8 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 import src.config  # noqa: F401  (registers the schema)
 from src.errors import TrainingError, UserError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
 def main(cfg: DictConfig) -> dict:
     with _one_sentence(enabled=HydraConfig.get().mode == RunMode.RUN):
         from src.experiment import run_experiment  # torch and its friends; not needed to print help
@@ -34,11 +38,19 @@ def _one_sentence(enabled: bool = True) -> Iterator[None]:
     try:
         yield
     except (UserError, TrainingError, HydraException, OmegaConfBaseException) as error:
-        if not enabled:
+        told: BaseException = error
+        if isinstance(error, InstantiationException) and error.__cause__ is not None:
+            told = error.__cause__  # what the component's constructor said; Hydra only wraps it
+        if not enabled or (isinstance(error, InstantiationException) and not isinstance(told, UserError)):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"error: {' '.join(lines[:2]) or type(error).__name__}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, TrainingError) else 2)
+        lines = [line.strip() for line in str(told).splitlines() if line.strip()]
+        print(f"error: {' '.join(lines[:2]) or type(told).__name__}", file=sys.stderr)
+        sys.exit(1 if isinstance(told, TrainingError) else 2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"error: {error}; free some space, then resume=last goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; resume=last goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(1)

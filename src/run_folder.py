@@ -19,7 +19,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-co
 MINIMUM_FREE_BYTES = 200 * 1024**2
 
 
-def new_run_dir(cfg: dict[str, Any], experiment: str) -> Path:
+def new_run_dir(cfg: dict[str, Any]) -> Path:
     """Makes the run folder. Raises UserError if the one asked for holds anything, or the disk is full."""
     if cfg["run_dir"]:
         folder = Path(cfg["run_dir"])
@@ -27,7 +27,7 @@ def new_run_dir(cfg: dict[str, Any], experiment: str) -> Path:
             raise UserError(f"run_dir={folder} exists; name another, or go on with it by resume={folder}.")
     else:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = _unused(RUNS / f"{stamp}_{experiment}_seed{cfg['seed']}")
+        folder = _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

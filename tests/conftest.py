@@ -1,6 +1,7 @@
 """Shared fixtures: the real shipped models, and runs of seconds through the real entry point."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "src/mini/weights/base")
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True)

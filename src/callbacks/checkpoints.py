@@ -22,8 +22,8 @@ class Checkpoints(Callback):
             partial = self.path.with_suffix(".partial")
             try:
                 trainer.save_checkpoint(partial)
+                if trainer.is_global_zero:
+                    partial.replace(self.path)
             except (OSError, RuntimeError) as error:
                 partial.unlink(missing_ok=True)
                 raise TrainingError(f"{self.path} could not be written ({error}); the one before is intact.") from error
-            if trainer.is_global_zero:
-                partial.replace(self.path)

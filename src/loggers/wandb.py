@@ -1,9 +1,11 @@
 """Weights & Biases through Lightning's logger: offline where there is no key, and never a prompt."""
 
+import netrc
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+from urllib.parse import urlparse
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -23,9 +25,9 @@ def make_wandb_logger(
     id_file = run_dir / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
-    logger = WandbLogger(
+    run = wandb.init(
         name=run_dir.name,
-        save_dir=run_dir,
+        dir=run_dir,
         project=project,
         group=group,
         tags=tags,
@@ -34,6 +36,7 @@ def make_wandb_logger(
         resume="allow",
         settings=wandb.Settings(silent=True, console="off", init_timeout=20),
     )
+    logger = WandbLogger(experiment=run)
     _set_axis(logger.experiment)
     return logger
 
@@ -41,10 +44,15 @@ def make_wandb_logger(
 def _has_key() -> bool:
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return False
-    return wandb.login(prompt=False)  # looks for a key in the environment and in netrc; asks nobody
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
-def _set_axis(run: Any) -> None:
-    if hasattr(run, "define_metric"):
-        run.define_metric("reward_queries")
-        run.define_metric("*", step_metric="reward_queries")
+def _set_axis(run: wandb.Run) -> None:
+    run.define_metric("reward_queries")
+    run.define_metric("*", step_metric="reward_queries")

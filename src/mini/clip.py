@@ -1,8 +1,5 @@
 """The CLIP pair of the miniature world, trained from scratch on all pictures and their captions."""
 
-import json
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -92,12 +89,5 @@ class CLIPStage(Stage):
             part.save_pretrained(self.weights_dir / "clip")
         text = CLIPTextModel(clip.config.text_config)
         text.load_state_dict(clip.text_model.state_dict())
-        folder = self.weights_dir / "base" / "text_encoder"
-        text.half().save_pretrained(folder)
-        _load_as_float32(folder / "config.json")
+        text.half().save_pretrained(self.weights_dir / "base" / "text_encoder")
         self.tokenizer.save_pretrained(self.weights_dir / "base" / "tokenizer")
-
-
-def _load_as_float32(config: Path) -> None:
-    """transformers loads in the dtype that the config names, diffusers in float32; one pipeline needs one dtype."""
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The denoiser of the miniature world: v-prediction on animals, then distilled so that it needs no guidance."""
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -172,3 +173,6 @@ def save_pipeline(unet: UNet2DConditionModel, parts: Path, folder: Path) -> None
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    # transformers loads in the dtype that the config names, diffusers in float32; one pipeline needs one dtype
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

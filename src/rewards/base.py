@@ -28,7 +28,7 @@ class RewardModel(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} has no image tower for a critic")
 
     @torch.no_grad()
-    def score(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+    def score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         """Scores in float32. Raises ValueError on pictures outside [0, 1] or a missing prompt."""
         check_inputs(images, prompts)
         starts = range(0, len(images), self.batch_size)
@@ -36,7 +36,7 @@ class RewardModel(LightningModule):
         return torch.cat(parts)
 
 
-def check_inputs(images: Images, prompts: Sequence[str]) -> None:
+def check_inputs(images: Float[Tensor, "..."], prompts: Sequence[str]) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [batch, 3, height, width], not {list(images.shape)}")
     if len(prompts) != len(images):

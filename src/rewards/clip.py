@@ -34,7 +34,7 @@ class CLIPReward(RewardModel):
         self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
 
-    def preprocess(self, images: Images) -> Images:
+    def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:
         """Resizes to the tower's input (bicubic, antialiased) and normalises, on the device, differentiably."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
