@@ -112,9 +112,18 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
-    if cfg["seed"] < 0:
-        raise UserError(f"seed={cfg['seed']} must not be negative.")
+    if not 0 <= cfg["seed"] < 2**32:
+        raise UserError(f"seed={cfg['seed']} lies outside 0..2^32 - 1.")
+    for key in ("optimizer", "critic_optimizer"):
+        if cfg[key].get("lr", 0) < 0:
+            raise UserError(f"{key}.lr={cfg[key]['lr']} must not be negative.")
+    if str(cfg["trainer"].get("precision", "")).startswith("16"):
+        raise UserError("trainer.precision=16-mixed is not supported: two optimizers would share one gradient scaler.")
+    if cfg["trainer"].get("devices", 1) not in (1, "1"):
+        raise UserError("trainer.devices must be 1: a run over several devices is not supported yet.")
     samples, per_update = cfg["samples_per_iteration"], cfg["algorithm"].get("samples_per_update")
+    if per_update is not None and per_update < 1:
+        raise UserError(f"algorithm.samples_per_update={per_update} must be at least 1, or null for all.")
     if per_update and samples % per_update:
         raise UserError(
             f"samples_per_iteration={samples} is not a multiple of algorithm.samples_per_update={per_update}."
@@ -154,8 +163,10 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
 
 
 def _check_type(value: Any, annotation: Any, path: str) -> None:
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or isinstance(value, dict | list):
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or isinstance(value, dict):
         return
+    if isinstance(value, list) and is_bearable(tuple(value), annotation, conf=BeartypeConf(is_pep484_tower=True)):
+        return  # YAML has no tuples
     if not is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True)):
         wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         raise UserError(f"{path}={value!r} is of the wrong type: it takes {wanted}.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -24,40 +25,47 @@ from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
 from src.prompts import PromptData
 from src.rewards.base import RewardModel
-from src.run_folder import find_run, new_run_dir, stored_config, versions, write_config, write_json
+from src.run_folder import find_run, new_run_dir, open_run_dir, stored_config, versions, write_json
+from src.seeding import seed_of
+
+CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other draws
 
 
 def run_experiment(composed: DictConfig) -> dict[str, Any]:
     """One run from composition to summary; returns the summary."""
     quieten()
-    hydra_cfg = HydraConfig.get()
     if composed.resume:
         folder = find_run(composed.resume)
-        cfg = check(DictConfig(stored_config(folder, list(hydra_cfg.overrides.task))))
+        cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
     else:
         cfg = check(composed)
-        cfg["name"] = cfg["name"] or hydra_cfg.runtime.choices.get("experiment") or "custom"
+        cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or "custom"
         folder = new_run_dir(cfg)
         cfg["run_dir"] = str(folder)
-        write_config(folder, cfg)
-    print(f"run folder: {folder}", flush=True)
-    lightning.seed_everything(cfg["seed"], verbose=False)
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
     finetuner, rewards = build_finetuner(cfg)
-    trainer, evaluation, data = build_trainer(cfg, folder, rewards)
+    prompts = build(cfg["prompts"])
+    data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
+    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
-    iteration = checkpoint["progress"]["iteration"] if checkpoint else -1
-    trainer.loggers[0].forget_after(iteration)
-    started = time.perf_counter()
-    if checkpoint and iteration >= cfg["iterations"]:
-        print(f"all {iteration} iterations are done; raise iterations= to go on.")
-        restore_finished(checkpoint, finetuner, evaluation)
-    else:
-        trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
-    finetuner.policy.save(folder / "lora")
-    return summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+    open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
+    print(f"run folder: {folder}", flush=True)
+    try:
+        trainer = build_trainer(cfg, folder, evaluation)
+        iteration = checkpoint["progress"]["iteration"] if checkpoint else -1
+        trainer.loggers[0].forget_after(iteration)
+        started = time.perf_counter()
+        if checkpoint and iteration >= cfg["iterations"]:
+            print(f"all {iteration} iterations are done; raise iterations= to go on.")
+            restore_finished(checkpoint, finetuner, evaluation)
+        else:
+            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+        finetuner.policy.save(folder / "lora")
+        return summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+    finally:
+        wandb.finish()  # a sweep's next run is a run of its own
 
 
 build = functools.partial(instantiate, _convert_="all")  # components get plain lists and dicts
@@ -80,9 +88,11 @@ def quieten() -> None:
 def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
     """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
     algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
+    lightning.seed_everything(cfg["seed"], verbose=False)
     policy = build(cfg["policy"])
     rewards = {name: build(reward) for name, reward in cfg["suite"]["rewards"].items()}
     reward = rewards[cfg["train_reward"]]
+    torch.manual_seed(seed_of(cfg["seed"], CRITIC_STREAM))  # whatever has been loaded before
     critic = build(cfg["critic"], reward=reward, decode=policy.decode) if algorithm.uses_critic else None
     finetuner = RewardFinetuner(
         policy=policy,
@@ -101,15 +111,10 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
     return finetuner, rewards
 
 
-def build_trainer(
-    cfg: dict[str, Any], folder: Path, rewards: dict[str, RewardModel]
-) -> tuple[lightning.Trainer, CrossRewardEvaluation, PromptData]:
-    prompts = build(cfg["prompts"])
-    data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
-    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
+def build_trainer(cfg: dict[str, Any], folder: Path, evaluation: CrossRewardEvaluation) -> lightning.Trainer:
     tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
-    tracker = build(cfg["logger"], run_dir=folder, group=cfg["name"], tags=tags)
-    trainer = build(
+    tracker = build(cfg["logger"], run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
+    return build(
         cfg["trainer"],
         limit_train_batches=cfg["iterations"],
         logger=[JsonlLogger(folder / "metrics.jsonl"), tracker],
@@ -120,7 +125,6 @@ def build_trainer(
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],
     )
-    return trainer, evaluation, data
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class RewardFinetuner(LightningModule):
         optimizer: makes an optimizer from parameters, for the policy; `critic_optimizer` likewise.
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
-        neuron_probe: states of the rollout, spread evenly over samples and timesteps, that neurons are measured on.
+        neuron_probe: states of the rollout, all timesteps of evenly spread samples, that neurons are measured on.
     """
 
     def __init__(
@@ -102,8 +102,9 @@ class RewardFinetuner(LightningModule):
         return self.policy.sample(prompts, seeds)
 
     def score(self, rollout: Rollout) -> Float[Tensor, " b"]:
+        self.check_finite("a sampled picture", rollout.images)
         rewards = self.reward.score(rollout.images, rollout.prompts)
-        self._check_finite("the reward", rewards)
+        self.check_finite("the reward", rewards)
         return rewards
 
     def credit(self, rollout: Rollout, rewards: Float[Tensor, " b"], features: Float[Tensor, "b t d"] | None) -> Credit:
@@ -143,21 +144,21 @@ class RewardFinetuner(LightningModule):
         self.optimizer_steps += steps
         means = {name: total.item() / steps for name, total in sums.items()}
         for name, value in means.items():
-            self._check_finite(name, torch.tensor(value))
+            self.check_finite(name, torch.tensor(value))
         return means
 
     def measure_and_reset(self, features: Float[Tensor, "b t d"] | None) -> Metrics:
         """Neuron statistics on this iteration's states and, where the strategy says so, the reset."""
         if self.critic is None or features is None:
             return {}
-        head, flat = self.critic.head, features.flatten(0, 1)
-        probe = flat[:: max(1, len(flat) // self.neuron_probe)]
-        scores = neuron_scores(head.hidden(probe))
+        head, (b, t) = self.critic.head, features.shape[:2]
+        samples = torch.linspace(0, b - 1, min(b, max(1, self.neuron_probe // t))).round().long()
+        scores = neuron_scores(head.hidden(features[samples].flatten(0, 1)))  # all timesteps of some samples
         masks = None
         if self.reset.due(self.iteration):
             rng = generator_of(self.seed, self.iteration, RESET_STREAM)
             masks = self.reset.apply(head, scores, self._optimizers()[1], rng)
-        return neuron_metrics(scores) | reset_metrics(scores, masks)
+        return neuron_metrics(scores) | reset_metrics(masks)
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
@@ -196,11 +197,11 @@ class RewardFinetuner(LightningModule):
             optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _check_finite(self, name: str, values: Tensor) -> None:
+    def check_finite(self, name: str, values: Tensor) -> None:
         if not torch.isfinite(values).all():
             raise TrainingError(
                 f"{name} is not finite in iteration {self.iteration + 1}; stopped. "
-                "The last checkpoint is good: lower the learning rate and resume from it."
+                "The last checkpoint and the metrics so far are intact; start anew with a lower learning rate."
             )
 
     @contextmanager
@@ -233,6 +234,10 @@ class RewardFinetuner(LightningModule):
         if self.critic is not None:
             optimizers.append(self._critic_optimizer(list(self.critic.parameters())))
         return optimizers
+
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: what is trained, with Adam's two moments of it."""
+        return 3 * sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

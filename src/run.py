@@ -21,6 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 import src.config  # noqa: F401  (registers the schema)
 from src.errors import TrainingError, UserError
 
+MENDABLE = (
+    UserError,
+    ValueError,
+    OSError,
+)  # what a component says of an option it cannot take, or a file it cannot read
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,7 +46,7 @@ def _one_sentence(enabled: bool = True) -> Iterator[None]:
         told: BaseException = error
         if isinstance(error, InstantiationException) and error.__cause__ is not None:
             told = error.__cause__  # what the component's constructor said; Hydra only wraps it
-        if not enabled or (isinstance(error, InstantiationException) and not isinstance(told, UserError)):
+        if not enabled or (isinstance(error, InstantiationException) and not isinstance(told, MENDABLE)):
             raise
         lines = [line.strip() for line in str(told).splitlines() if line.strip()]
         print(f"error: {' '.join(lines[:2]) or type(told).__name__}", file=sys.stderr)
@@ -50,7 +55,7 @@ def _one_sentence(enabled: bool = True) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         print(f"error: {error}; free some space, then resume=last goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; resume=last goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(1)

@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import json
 import platform
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,12 +14,13 @@ from omegaconf import OmegaConf
 from src.errors import UserError
 
 RUNS = Path("runs")
+RESUMABLE = ("iterations=", "checkpoint_every=", "threads=", "logger.", "evaluation.every=")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
-MINIMUM_FREE_BYTES = 200 * 1024**2
+SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint and the next one being written
 
 
 def new_run_dir(cfg: dict[str, Any]) -> Path:
-    """Makes the run folder. Raises UserError if the one asked for holds anything, or the disk is full."""
+    """A path for the run that nothing lies at yet. Raises UserError if the one asked for holds anything."""
     if cfg["run_dir"]:
         folder = Path(cfg["run_dir"])
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -28,16 +28,19 @@ def new_run_dir(cfg: dict[str, Any]) -> Path:
     else:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         folder = _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
+    return folder
+
+
+def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> None:
+    """Makes the folder and writes the configuration. Raises UserError where there is no room for checkpoints."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={folder} cannot be made: {error.strerror}.") from error
-    free = shutil.disk_usage(folder).free
-    if free < MINIMUM_FREE_BYTES:
-        raise UserError(
-            f"{folder} is on a disk with {free >> 20} MiB free; checkpoints need {MINIMUM_FREE_BYTES >> 20}."
-        )
-    return folder
+    free, needed = shutil.disk_usage(folder).free, 2 * checkpoint_bytes + SPARE_BYTES
+    if free < needed:
+        raise UserError(f"{folder} is on a disk with {free >> 20} MiB free; this run needs {needed >> 20} MiB.")
+    write_config(folder, cfg)
 
 
 def _unused(folder: Path) -> Path:
@@ -57,7 +60,7 @@ def find_run(resume: str) -> Path:
             raise UserError(f"resume=last: no run under {RUNS.resolve()}.")
         return started[-1].parent
     folder = Path(resume)
-    if folder.name.endswith(".ckpt"):
+    if folder.name == "last.ckpt":
         folder = folder.parent.parent
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={resume}: no run there (config.yaml is missing).")
@@ -65,21 +68,26 @@ def find_run(resume: str) -> Path:
 
 
 def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The configuration a run was started with, with the values that the command line sets anew."""
+    """The configuration a run was started with, with the values that the command line sets anew.
+
+    Raises UserError on one that would make it another run.
+    """
     stored = OmegaConf.load(folder / "config.yaml")
-    values = [
-        o for o in overrides if re.match(r"[a-z_]+(\.[a-z_]+)*=", o) and not o.startswith(("resume=", "run_dir="))
-    ]
-    values = [o for o in values if not OmegaConf.is_config(OmegaConf.select(stored, o.split("=")[0]))]  # group choices
+    values = [o for o in overrides if not o.startswith("resume=")]
+    for override in values:
+        if not override.startswith(RESUMABLE):
+            raise UserError(
+                f"{override} cannot be changed on resume, only {' '.join(RESUMABLE)}: "
+                "the run keeps the configuration it was started with."
+            )
     merged = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(values)))
-    assert isinstance(merged, dict)
-    return merged | {"run_dir": str(folder), "resume": str(folder)}  # type: ignore[return-value]
+    return merged | {"run_dir": str(folder)}  # type: ignore[operator,return-value]
 
 
 def write_config(folder: Path, cfg: dict[str, Any]) -> None:
-    """config.yaml (resolved) and versions.json."""
-    OmegaConf.save(OmegaConf.create(cfg), folder / "config.yaml")
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    """config.yaml (resolved) and versions.json, each whole or not at all."""
+    write_json(folder / "versions.json", versions())
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +108,10 @@ def _commit() -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(content)
     temporary.replace(path)

@@ -82,8 +82,8 @@ def timeless(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
 
 
-def kill_when(folder: Path, rows: int, delay: float, overrides: list[str]) -> None:
-    """Starts a run and kills it `delay` seconds after its metrics hold `rows` rows."""
+def kill_at(folder: Path, moment: str, overrides: list[str]) -> None:
+    """Starts a run and kills it when a file of its folder appears, or when its metrics hold so many rows."""
     process = subprocess.Popen(
         [sys.executable, "-m", "src.run", *overrides, f"run_dir={folder}"],
         cwd=ROOT,
@@ -91,12 +91,10 @@ def kill_when(folder: Path, rows: int, delay: float, overrides: list[str]) -> No
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (folder / "config.yaml").exists() and (rows == 0 or len(_lines(folder)) >= rows):
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the run ended before {moment}"
+        if len(_lines(folder)) >= int(moment[4:]) if moment.startswith("row") else (folder / moment).exists():
             break
-        time.sleep(0.005)
-    time.sleep(delay)
-    assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -107,13 +105,13 @@ def _lines(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "delay"),
-    [(0, 1.0), (4, 0.0), (6, 0.02)],  # while loading; just after an iteration; about when a checkpoint is written
-    ids=["before-the-first-checkpoint", "after-iteration-3", "near-a-checkpoint"],
+    "moment",
+    ["config.yaml", "row 4", "checkpoints/last.partial"],
+    ids=["before-the-first-row", "after-iteration-3", "while-a-checkpoint-is-written"],
 )
-def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, rows, delay):
+def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     folder = tmp_path / "killed"
-    kill_when(folder, rows, delay, LONGER)
+    kill_at(folder, moment, LONGER)
     resumed = run_command(f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert timeless(folder) == timeless(finished)
@@ -156,6 +154,12 @@ BAD = {
     "no prompts": (["prompts=file", "prompts.path={empty}"], "holds no prompt"),
     "existing run folder": (["run_dir={taken}"], "exists"),
     "unreadable checkpoint": (["resume={broken}"], "not a readable checkpoint"),
+    "another run on resume": (["resume={whole}", "reset=none"], "reset=none cannot be changed on resume"),
+    "no evaluation period": (["evaluation.every=0"], "must be at least 1"),
+    "layers that do not exist": (["policy.lora_targets=[nothing]"], "nothing"),
+    "several devices": (["trainer.devices=2"], "trainer.devices must be 1"),
+    "more steps than there are": (["num_steps=2000"], "num_steps=2000"),
+    "online without a key": (["logger.mode=online"], "needs a key"),
 }
 
 
@@ -165,16 +169,19 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path, finished, c
     places["empty"].write_text("\n\n")
     places["taken"].mkdir()
     (places["taken"] / "results").write_text("precious")
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key in netrc
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     shutil.copytree(finished, places["broken"])
     (places["broken"] / "checkpoints/last.ckpt").write_bytes(b"half a file")
     overrides, message = BAD[case]
-    overrides = [o.format(**places) for o in overrides]
+    overrides = [o.format(**places, whole=finished) for o in overrides]
     if not any(o.startswith(("resume", "run_dir")) for o in overrides):
         overrides.append(f"run_dir={tmp_path / 'new'}")
     code, err = run_in_process(overrides, capfd, monkeypatch)
     assert code == 2
     assert message in err and err.startswith("error: ") and len(err.splitlines()) == 1, err
     assert (places["taken"] / "results").read_text() == "precious"
+    assert not (tmp_path / "new").exists()  # the mended command can use the same folder
 
 
 def run_in_process(overrides: list[str], capfd, monkeypatch) -> tuple[int, str]:
@@ -198,7 +205,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, finis
     before = (folder / "checkpoints/last.ckpt").read_bytes()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # noqa: E731
     done = run_command(f"resume={folder}", "iterations=8", preexec_fn=limit)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert (folder / "checkpoints/last.ckpt").read_bytes() == before
 

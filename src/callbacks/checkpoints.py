@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from src.errors import TrainingError
+from src.errors import UserError
 
 
 class Checkpoints(Callback):
@@ -26,4 +26,6 @@ class Checkpoints(Callback):
                     partial.replace(self.path)
             except (OSError, RuntimeError) as error:
                 partial.unlink(missing_ok=True)
-                raise TrainingError(f"{self.path} could not be written ({error}); the one before is intact.") from error
+                raise UserError(
+                    f"{self.path} could not be written ({error}); the one before is intact: make room, then resume."
+                ) from error

@@ -1,4 +1,4 @@
-"""Held-out evaluation: fixed prompts and seeds, every reward of the suite, against the base model's own pictures."""
+"""Cross-reward evaluation: fixed prompts and seeds, every reward of the suite, against the base model's pictures."""
 
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from src.errors import UserError
 from src.metrics.intervals import bootstrap_mean
 from src.rewards.base import RewardModel
 from src.seeding import seed_of
@@ -43,6 +44,8 @@ class CrossRewardEvaluation(Callback):
         grid_pictures: int = 32,
         seed: int = 0,
     ):
+        if every < 1 or samples_per_prompt < 1:
+            raise UserError(f"evaluation.every={every} and samples_per_prompt={samples_per_prompt} must be at least 1.")
         self.folder, self.every, self.grid_pictures = Path(run_dir) / "samples", every, grid_pictures
         self.rewards = rewards
         self.prompts = [prompt for _ in range(samples_per_prompt) for prompt in prompts]
@@ -60,6 +63,8 @@ class CrossRewardEvaluation(Callback):
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for reward in self.rewards.values():
+            reward.to(pl_module.device)  # all but the trained one are part of no module
         if not self.base:
             self.evaluate(trainer, pl_module)
 
@@ -73,6 +78,8 @@ class CrossRewardEvaluation(Callback):
         start = time.perf_counter()
         images = pl_module.policy.sample(self.prompts, self.seeds).images
         scores = {name: reward.score(images, self.prompts).cpu().numpy() for name, reward in self.rewards.items()}
+        for name, values in scores.items():
+            pl_module.check_finite(f"the evaluation by {name}", torch.from_numpy(values))
         self.base = self.base or scores
         metrics: Metrics = {}
         for name, values in scores.items():

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.types import Rollout
 
 
@@ -22,6 +23,8 @@ class Head(nn.Module):
         self, inputs: int, hidden: list[int], dropout: float = 0.0, activation: Literal["relu", "none"] = "relu"
     ):
         super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise UserError(f"critic.hidden={hidden} must name at least one layer, each at least 1 wide.")
         widths = [inputs, *hidden, 1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
@@ -58,7 +61,7 @@ class Critic(LightningModule):
 
     Args:
         feature_dim: width of one state's features.
-        timestep_input: whether the head also sees t / T.
+        timestep_input: whether the head also sees t / 1000, the share of the training schedule.
     """
 
     def __init__(

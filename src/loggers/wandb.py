@@ -4,46 +4,62 @@ import netrc
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import wandb
+import wandb.errors
 from lightning.pytorch.loggers import WandbLogger
+
+from src.errors import UserError
+from src.run_folder import write_text
 
 
 def make_wandb_logger(
-    run_dir: Path, project: str, mode: Literal["auto", "online", "offline", "disabled"], group: str, tags: list[str]
+    run_dir: Path,
+    project: str,
+    mode: Literal["auto", "online", "offline", "disabled"],
+    group: str,
+    tags: list[str],
+    config: dict[str, Any],
 ) -> WandbLogger:
     """A logger whose x-axis is `reward_queries`. A resumed run goes on under the same W&B id.
 
     Args:
-        mode: `auto` is online with an API key at hand, else offline.
+        mode: `auto` is what WANDB_MODE says, else online with an API key at hand, else offline.
+
+    Raises UserError if `online` is asked for without a key: nobody is at the keyboard to be asked for one.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode == "auto":
-        mode = "online" if _has_key() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")  # type: ignore[assignment]
+    elif mode == "online" and not _has_key():
+        raise UserError("logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or use mode=auto.")
     id_file = run_dir / "wandb_id.txt"
     if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
-    run = wandb.init(
-        name=run_dir.name,
-        dir=run_dir,
-        project=project,
-        group=group,
-        tags=tags,
-        mode=mode,
-        id=id_file.read_text().strip(),
-        resume="allow",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=20),
-    )
+        write_text(id_file, secrets.token_hex(4))
+    options: dict[str, Any] = {
+        "name": run_dir.name,
+        "dir": run_dir,
+        "project": project,
+        "group": group,
+        "tags": tags,
+        "config": config,
+        "id": id_file.read_text().strip(),
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=20),
+    }
+    try:
+        run = wandb.init(mode=mode, **options)
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+        print(f"W&B cannot be reached ({str(error).splitlines()[0]}); logging offline, `wandb sync` uploads it later.")
+        run = wandb.init(mode="offline", **options)
     logger = WandbLogger(experiment=run)
     _set_axis(logger.experiment)
     return logger
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return False
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

@@ -23,7 +23,7 @@ GLOSSARY: dict[str, Entry] = {
     "reward/<reward>/std": Entry("reward", "raw training reward, population standard deviation"),
     "policy/loss": Entry("-", "PPO-clipped surrogate loss, mean over optimizer steps"),
     "policy/ratio_mean": Entry("-", "mean of pi_theta / pi_old; densities per latent dimension (log-mean)"),
-    "policy/ratio_std": Entry("-", "standard deviation of pi_theta / pi_old within an update, mean over updates"),
+    "policy/ratio_std": Entry("-", "standard deviation of pi_theta / pi_old within a microbatch, mean over them"),
     "policy/clip_fraction": Entry("share", "rows whose gradient the clip took away"),
     "policy/grad_norm": Entry("-", "gradient norm of the policy before clipping, mean over optimizer steps"),
     "policy/advantage_std": Entry("sd", "standard deviation of the advantages over samples and timesteps"),

@@ -36,6 +36,6 @@ def neuron_metrics(scores: list[Scores]) -> Metrics:
     return {f"neurons/dormant_{tau:g}": (every <= tau).float().mean().item() for tau in DORMANCY_THRESHOLDS}
 
 
-def reset_metrics(scores: list[Scores], masks: list[Mask] | None) -> Metrics:
+def reset_metrics(masks: list[Mask] | None) -> Metrics:
     """Share of hidden neurons reset after this iteration; 0 where none was due."""
     return {"reset/share": torch.cat(masks).float().mean().item() if masks else 0.0}

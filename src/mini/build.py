@@ -22,11 +22,16 @@ def main(cfg: DictConfig) -> None:
     last = Path(cfg.work_dir) / "last.ckpt"
     try:
         stage = instantiate(cfg.stage)
-        trainer = instantiate(cfg.trainer)
-        trainer.fit(stage, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-        if trainer.global_step >= stage.steps:
-            stage.eval()
-            stage.export()
+        saved = torch.load(last, weights_only=False, map_location="cpu") if last.exists() else None
+        if saved and saved["global_step"] >= stage.steps:
+            stage.load_state_dict(saved["state_dict"])  # the averaged weights
+        else:
+            trainer = instantiate(cfg.trainer)
+            trainer.fit(stage, ckpt_path=str(last) if saved else None, weights_only=False)
+            if trainer.global_step < stage.steps:
+                sys.exit("stopped; the same command goes on from the last checkpoint.")
+        stage.eval()
+        stage.export()
     except UserError as error:
         sys.exit(f"error: {error}")
 

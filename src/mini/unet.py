@@ -44,6 +44,7 @@ class UNetStage(Stage):
         channels: list[int],
         layers_per_block: int,
         bank_views: int,
+        augmentation: float,
         prompt_share: float,
         drop_caption: float,
         styled: float,
@@ -51,7 +52,7 @@ class UNetStage(Stage):
         **kw,
     ):
         super().__init__(**kw)
-        self.export_dir = Path(export_dir)
+        self.export_dir, self.augmentation = Path(export_dir), augmentation
         self.bank_views, self.prompt_share, self.drop_caption, self.styled = (
             bank_views, prompt_share, drop_caption, styled,
         )  # fmt: skip
@@ -101,7 +102,10 @@ class UNetStage(Stage):
         views = []
         for _ in range(self.bank_views):
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                views.append(vae.encode(augment(pictures, rng) * 2 - 1).latents.half() * vae.config.scaling_factor)
+                views.append(
+                    vae.encode(augment(pictures, rng, self.augmentation) * 2 - 1).latents.half()
+                    * vae.config.scaling_factor
+                )
         self.bank = torch.stack(views)  # view x picture x 4 x 16 x 16
 
     def draw(self, rng: torch.Generator) -> tuple[Float[Tensor, "b 4 16 16"], Float[Tensor, "b token d"]]:

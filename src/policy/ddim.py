@@ -16,7 +16,7 @@ PerSample = Float[Tensor, " b"]
 
 
 def alpha_bars(scheduler: DDIMScheduler, timesteps: Int[Tensor, " b"]) -> tuple[PerSample, PerSample]:
-    """Cumulative signal power alpha_bar at each timestep and at the step that follows it in sampling."""
+    """Cumulative signal power alpha_bar before and after a sampling step from each timestep, as diffusers has them."""
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     previous = timesteps - stride
     table = scheduler.alphas_cumprod.to(timesteps.device)

@@ -48,7 +48,10 @@ class DiffusionPolicy(LightningModule):
         pipeline = _load_pipeline(path)
         self.tokenizer = pipeline.tokenizer
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        if not 1 <= num_steps <= self.scheduler.config.num_train_timesteps:
+            raise UserError(f"num_steps={num_steps} lies outside 1..{self.scheduler.config.num_train_timesteps}.")
         self.scheduler.set_timesteps(num_steps)
+        self._require_noise_at_every_step()
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
         self.vae = pipeline.vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -59,6 +62,17 @@ class DiffusionPolicy(LightningModule):
             lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, init_lora_weights="gaussian")
             self.unet.add_adapter(lora)
         self._text_cache: dict[str, Tensor] = {}
+
+    def _require_noise_at_every_step(self) -> None:
+        every = self.scheduler.timesteps
+        at, after = ddim.alpha_bars(self.scheduler, every)
+        zeros = torch.zeros(len(every), 1, 1, 1)
+        _, std = ddim.ddim_step(zeros, zeros, at, after, self.eta, self.scheduler.config.prediction_type)
+        if not (std > 0).all():
+            raise UserError(
+                "the scheduler has a step without noise, which has no log-probability: set set_alpha_to_one to false, "
+                "and steps_offset to 1 where timestep_spacing is leading, in scheduler/scheduler_config.json."
+            )
 
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.unet.parameters() if p.requires_grad]
@@ -145,7 +159,11 @@ class DiffusionPolicy(LightningModule):
         if self.finetune == "full":
             self.unet.save_pretrained(folder)
         else:
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(self.unet))
+            StableDiffusionPipeline.save_lora_weights(
+                folder,
+                unet_lora_layers=get_peft_model_state_dict(self.unet),
+                unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),  # alpha is not in the weights
+            )
 
 
 def _load_pipeline(path: str) -> StableDiffusionPipeline:

@@ -8,5 +8,4 @@ from src.resets.ops import Mask, Scores, top_share
 
 class ActiveReset(Reset):
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
-        eligible = torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores > self.threshold
-        return top_share(scores, eligible, self.ratio)
+        return top_share(scores, self.eligible_active(scores), self.ratio)

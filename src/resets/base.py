@@ -42,6 +42,10 @@ class Reset:
         """Whether a reset follows this iteration (counted from 1)."""
         return iteration % self.every == 0
 
+    def eligible_active(self, scores: Scores) -> Mask:
+        """Neurons with score > tau; all of them where there is no threshold."""
+        return torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores > self.threshold
+
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
         """The neurons of one layer to reset."""
         return torch.zeros_like(scores, dtype=torch.bool)

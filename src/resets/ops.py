@@ -22,12 +22,16 @@ def neuron_scores(hidden: list[Float[Tensor, "n _"]]) -> list[Scores]:
     return [mean / mean.mean() if mean.mean() > 0 else torch.zeros_like(mean) for mean in activity]
 
 
+def share_of(eligible: Mask, ratio: float) -> int:
+    """How many neurons `ratio` of the eligible ones are, to the nearest."""
+    return round(ratio * int(eligible.sum()))
+
+
 def top_share(scores: Scores, eligible: Mask, ratio: float) -> Mask:
-    """The `ratio` share of the eligible neurons with the highest scores, rounded to the nearest neuron."""
-    count = round(ratio * int(eligible.sum()))
+    """The `ratio` share of the eligible neurons with the highest scores."""
     order = torch.where(eligible, scores, -torch.inf).argsort(descending=True, stable=True)
     mask = torch.zeros_like(eligible)
-    mask[order[:count]] = True
+    mask[order[: share_of(eligible, ratio)]] = True
     return mask
 
 
@@ -38,8 +42,9 @@ class Reinit:
     Args:
         outgoing: weights from a masked neuron to a kept one: `zero` leaves the network's output to the kept neurons
             (ReDo), `redraw` changes it at once (the authors' code). To another masked neuron they are redrawn.
-        step_counter: Adam's step counter is one per tensor. `keep` makes the first updates of re-drawn weights up to
-            sqrt(1 - b2) / (1 - b1) inverse times larger (3.2 lr at .9/.999), `clear` (ReDo) damps those of kept ones.
+        step_counter: Adam's step counter is one per tensor, and its bias correction assumes moments that started at
+            zero that long ago. `keep` makes the first update of a re-drawn weight (1 - b1) / sqrt(1 - b2) = 3.2 times
+            the learning rate (at .9/.999); `clear` (ReDo) overcorrects the moments of the kept ones instead.
     """
 
     outgoing: Literal["zero", "redraw"] = "zero"
@@ -69,9 +74,9 @@ class Reinit:
         state = optimizer.state.get(parameter, {})
         if not touched.any():
             return
-        for key in ("exp_avg", "exp_avg_sq"):
-            if key in state:
-                state[key][touched] = 0
+        for value in state.values():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                value[touched] = 0
         if self.step_counter == "clear" and "step" in state:
             state["step"] = torch.zeros_like(torch.as_tensor(state["step"]))
 

@@ -1,12 +1,14 @@
-"""Neurons drawn by lot start afresh: the control arm, equal in number, blind to activity."""
+"""Neurons drawn by lot start afresh: the control arm of `active`, as many neurons, blind to which are active."""
 
 import torch
 
 from src.resets.base import Reset
-from src.resets.ops import Mask, Scores, top_share
+from src.resets.ops import Mask, Scores, share_of
 
 
 class RandomReset(Reset):
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
-        lots = torch.rand(scores.shape, generator=generator).to(scores)
-        return top_share(lots, torch.ones_like(scores, dtype=torch.bool), self.ratio)
+        order = torch.randperm(len(scores), generator=generator).to(scores.device)
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        mask[order[: share_of(self.eligible_active(scores), self.ratio)]] = True
+        return mask

@@ -1,5 +1,6 @@
 """Rewards that are a CLIP similarity: HPS (Wu et al. 2023) and PickScore (Kirstain et al. 2023)."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from src.errors import UserError
 from src.rewards.base import Images, RewardModel
@@ -22,16 +22,17 @@ class CLIPReward(RewardModel):
 
     def __init__(self, path: str):
         super().__init__()
-        if not (Path(path) / "config.json").exists():
-            raise UserError(f"reward path={path}: no CLIP model there (config.json is missing).")
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            if not (Path(path) / name).exists():
+                raise UserError(f"reward path={path}: no CLIP model there ({name} is missing).")
         self.clip = CLIPModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
         self.clip.requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        processor = CLIPImageProcessorPil.from_pretrained(path, local_files_only=True)
+        processor = json.loads((Path(path) / "preprocessor_config.json").read_text())
         self.image_size: int = self.clip.config.vision_config.image_size
         self.embed_dim = self.clip.config.projection_dim
-        self.register_buffer("mean", torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(processor["image_mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor["image_std"]).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
 
     def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:

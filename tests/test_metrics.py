@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+
+from src.callbacks.evaluation import CrossRewardEvaluation, picture_grid
+from src.errors import UserError
+from src.loggers.jsonl import JsonlLogger
+from src.metrics.glossary import lookup
+from src.metrics.intervals import bootstrap_mean
+from src.metrics.training import explained_variance, neuron_metrics
+from src.prompts import PromptBatches
+from src.seeding import seed_of
+
+
+def test_bootstrap_weighs_prompts_not_samples():
+    values, units = np.array([1.0, 1.0, 1.0, 5.0]), ["a", "a", "a", "b"]
+    assert bootstrap_mean(values, units).mean == 3.0
+
+
+def test_bootstrap_interval_covers_as_the_normal_one_does():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=400)
+    interval = bootstrap_mean(values, [str(k) for k in range(400)])
+    half = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.015)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.015)
+
+
+def test_bootstrap_of_one_unit_has_no_width():
+    interval = bootstrap_mean(np.array([1.0, 3.0]), ["a", "a"])
+    assert (interval.low, interval.mean, interval.high) == (2, 2, 2)
+
+
+def test_explained_variance_by_hand():
+    returns = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert explained_variance(returns, returns) == 1
+    assert explained_variance(returns / 2, returns) == pytest.approx(0.75)
+    assert explained_variance(torch.zeros(4), returns) == 0
+    assert explained_variance(-returns, returns) == -3
+    assert explained_variance(torch.zeros(4), torch.ones(4)) == 0
+
+
+def test_dormant_shares_by_hand():
+    scores = [torch.tensor([0.0, 0.02, 0.5, 3.48]), torch.tensor([0.1, 1.9])]
+    assert neuron_metrics(scores) == pytest.approx(
+        {"neurons/dormant_0": 1 / 6, "neurons/dormant_0.025": 2 / 6, "neurons/dormant_0.1": 3 / 6}
+    )
+
+
+def test_gain_and_win_rate_by_hand():
+    callback = CrossRewardEvaluation("unused", {}, ["a", "b"], samples_per_prompt=1, every=1)
+    callback.base = {"hps": np.array([1.0, 3.0])}  # sd 1
+    out = callback._compare("hps", np.array([1.0, 4.0]))
+    assert out["eval/hps/gain"] == pytest.approx(0.5)
+    assert out["eval/hps/win_rate"] == pytest.approx(0.75)  # one tie, one win
+    assert out["eval/hps/mean"] == 2.5 and out["eval/hps/std"] == 1.5
+    assert 0 <= out["eval/hps/gain_low"] <= 0.5 <= out["eval/hps/gain_high"] <= 1
+
+
+def test_unknown_keys_are_refused():
+    assert lookup("eval/pick_score/gain").unit == "base sd"
+    with pytest.raises(KeyError, match="glossary"):
+        lookup("eval/hps/gian")
+
+
+def test_metrics_file_forgets_what_will_be_repeated(tmp_path):
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    for iteration in range(4):
+        logger.log_metrics({"iteration": iteration, "x": iteration / 3})
+    with logger.path.open("a") as file:
+        file.write('{"iteration": 4, "x"')  # cut short by a kill
+    logger.forget_after(2)
+    assert logger.path.read_text().splitlines() == [
+        '{"iteration": 0, "x": 0.0}',
+        '{"iteration": 1, "x": 0.3333333333333333}',
+        '{"iteration": 2, "x": 0.6666666666666666}',
+    ]
+
+
+def test_prompt_batches_are_a_function_of_seed_and_iteration():
+    make = lambda seed, start=0: PromptBatches(["a", "b", "c"], 8, 2, seed, start)  # noqa: E731
+    first = [batch for batch, _ in zip(make(0), range(5), strict=False)]
+    assert [batch for batch, _ in zip(make(0, start=3), range(2), strict=False)] == first[3:]
+    assert first != [batch for batch, _ in zip(make(1), range(5), strict=False)]
+    for batch in first:
+        assert len(batch) == 8 and batch[::2] == batch[1::2]  # each prompt twice
+        assert set(batch) == {"a", "b", "c"}  # four draws see all three prompts
+
+
+@pytest.mark.parametrize(("prompts", "samples", "message"), [([], 4, "empty"), (["a"], 5, "not a multiple")])
+def test_bad_prompt_sets_are_refused(prompts, samples, message):
+    with pytest.raises(UserError, match=message):
+        PromptBatches(prompts, samples, 2, seed=0)
+
+
+def test_seeds_do_not_collide():
+    keys = [(0,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]
+    assert len({seed_of(*k) for k in keys}) == len(keys)
+    assert seed_of(3, 4) == seed_of(3, 4)
+
+
+def test_grid_has_a_cell_for_every_picture():
+    grid = picture_grid(torch.rand(10, 3, 16, 16), ["x"] * 10, columns=4, size=32)
+    assert grid.size == (128, 3 * (32 + 14))
