@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -64,6 +65,10 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
             trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
         finetuner.policy.save(folder / "lora")
         return summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+    except UserError:
+        if not (folder / "metrics.jsonl").exists():
+            shutil.rmtree(folder)  # it never began: the mended command can use the same folder
+        raise
     finally:
         wandb.finish()  # a sweep's next run is a run of its own
 
@@ -113,7 +118,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
 
 def build_trainer(cfg: dict[str, Any], folder: Path, evaluation: CrossRewardEvaluation) -> lightning.Trainer:
     tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
-    tracker = build(cfg["logger"], run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
+    tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
     return build(
         cfg["trainer"],
         limit_train_batches=cfg["iterations"],

@@ -58,18 +58,20 @@ def test_scores_use_magnitudes():
         (ActiveReset(threshold=0.0, ratio=1 / 3), [[0, 0, 1, 0], [0, 1, 0]]),
         (ActiveReset(threshold=None, ratio=0.5), [[0, 0, 1, 1], [0, 1, 1]]),
         (ActiveReset(threshold=None, ratio=0.0), [[0, 0, 0, 0], [0, 0, 0]]),
-        (RandomReset(ratio=1.0), [[1, 1, 1, 1], [1, 1, 1]]),
+        (RandomReset(threshold=None), [[1, 1, 1, 1], [1, 1, 1]]),
     ],
 )
 def test_who_is_selected(strategy, expected):
     assert [strategy.select(scores, RNG()).int().tolist() for scores in SCORES] == expected
 
 
-def test_random_draws_differ_between_resets_and_match_in_number():
-    strategy, rng, scores = RandomReset(ratio=0.25), RNG(), torch.rand(64)
+def test_random_draws_differ_between_resets_and_are_as_many_as_active():
+    scores, rng = torch.rand(64) * (torch.arange(64) >= 24), RNG()  # 24 are dormant
+    strategy, active = RandomReset(ratio=0.25), ActiveReset(ratio=0.25)
     first, second = strategy.select(scores, rng), strategy.select(scores, rng)
-    assert first.sum() == second.sum() == 16
+    assert first.sum() == second.sum() == active.select(scores, rng).sum() == 10
     assert not torch.equal(first, second)
+    assert strategy.select(scores, RNG())[:24].any()  # dormant ones are drawn too
 
 
 def test_top_share_rounds_to_the_nearest_neuron():
