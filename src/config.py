@@ -32,6 +32,11 @@ class Suite:
 
     name: str = MISSING
     base: str = MISSING
+    feature_precision: str = "fp32"
+    clip_range: float = 1e-4
+    lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    normaliser_min_count: int = 16
+    timestep_weighting: str = "uniform"
     rewards: dict[str, Any] = MISSING
     budgets: dict[str, Budget] = MISSING
 

@@ -113,7 +113,7 @@ class RewardFinetuner(LightningModule):
         if self.critic is not None and features is not None:
             with torch.no_grad():
                 values = self.critic.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        return self.algorithm.credit(normalised, self.policy.num_steps, values)
+        return self.algorithm.credit(normalised, self.policy.step_std, values)
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "b t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""

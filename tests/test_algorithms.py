@@ -47,14 +47,14 @@ def test_value_loss_by_hand():
 
 
 def test_ddpo_credits_all_steps_alike_and_clips():
-    credit = DDPO(clip_range=1e-4, advantage_clip=5.0).credit(torch.tensor([-9.0, 1.0]), 3, None)
+    credit = DDPO(clip_range=1e-4, advantage_clip=5.0).credit(torch.tensor([-9.0, 1.0]), torch.ones(3), None)
     assert credit.advantages.tolist() == [[-5.0] * 3, [1.0] * 3]
     assert credit.values is None and credit.returns is None
 
 
 def test_tdpo_credit_by_hand():
     rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
-    credit = TDPO(**TDPO_ARGS).credit(rewards, 2, values)
+    credit = TDPO(**TDPO_ARGS).credit(rewards, torch.ones(2), values)
     # G - V: [[.5, 0], [-.5, .5]]; z-scored per timestep: [[1, -1], [-1, 1]]
     torch.testing.assert_close(credit.advantages, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), atol=1e-5, rtol=0)
     assert credit.returns.tolist() == [[1.0, 1.0], [-1.0, -1.0]]
@@ -62,7 +62,7 @@ def test_tdpo_credit_by_hand():
 
 def test_tdpo_official_normalisation_is_over_everything():
     rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
-    credit = TDPO(**TDPO_ARGS, normalise_over="all").credit(rewards, 2, values)
+    credit = TDPO(**TDPO_ARGS, normalise_over="all").credit(rewards, torch.ones(2), values)
     # mean .125, population sd sqrt(.171875)
     expected = (torch.tensor([[0.5, 0.0], [-0.5, 0.5]]) - 0.125) / math.sqrt(0.171875)
     torch.testing.assert_close(credit.advantages, expected, atol=1e-5, rtol=0)
@@ -70,3 +70,10 @@ def test_tdpo_official_normalisation_is_over_everything():
 
 def test_a_constant_is_standardised_to_zero():
     assert standardise(torch.ones(4, 3), (0,)).eq(0).all()
+
+
+def test_variance_weighting_by_hand():
+    made = DDPO(clip_range=1e-4, advantage_clip=5.0, timestep_weighting="variance")
+    credit = made.credit(torch.tensor([2.0]), torch.tensor([3.0, 1.0]), None)  # sigma^2 9 and 1, mean 5
+    torch.testing.assert_close(credit.advantages, torch.tensor([[2 * 9 / 5, 2 / 5]]))
+    assert made.weights(torch.rand(7)).mean().item() == pytest.approx(1)

@@ -21,17 +21,40 @@ class Algorithm:
             `trajectory` on all timesteps of them.
         samples_per_update: samples behind one optimizer step; null for all of the iteration.
         inner_epochs: passes over a rollout.
+        timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
+            grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the picture.
+            `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO, 2508.04324).
     """
 
     uses_critic = False
 
-    def __init__(self, schedule: Literal["timestep", "trajectory"], samples_per_update: int | None, inner_epochs: int):
+    def __init__(
+        self,
+        schedule: Literal["timestep", "trajectory"],
+        samples_per_update: int | None,
+        inner_epochs: int,
+        timestep_weighting: Literal["uniform", "variance"],
+    ):
         if inner_epochs < 1:
             raise UserError(f"algorithm.inner_epochs={inner_epochs} must be at least 1.")
         self.schedule, self.samples_per_update, self.inner_epochs = schedule, samples_per_update, inner_epochs
+        self.timestep_weighting = timestep_weighting
 
-    def credit(self, rewards: Float[Tensor, " b"], num_steps: int, values: Float[Tensor, "b t"] | None) -> Credit:
-        """What each step is worth, from rewards normalised per prompt and the critic's values of x_T ... x_1."""
+    def weights(self, step_std: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
+        """Factors of the timesteps' advantages, 1 on average."""
+        raw = step_std**2 if self.timestep_weighting == "variance" else torch.ones_like(step_std)
+        return raw / raw.mean()
+
+    def credit(
+        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+    ) -> Credit:
+        """What each step is worth.
+
+        Args:
+            rewards: normalised per prompt.
+            step_std: standard deviation sigma_t of every sampling step.
+            values: the critic's, of x_T ... x_1.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define credit")
 
     def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> "PolicyLoss":

@@ -23,13 +23,16 @@ class DDPO(Algorithm):
         schedule: Literal["timestep", "trajectory"] = "trajectory",
         samples_per_update: int | None = None,
         inner_epochs: int = 1,
+        timestep_weighting: Literal["uniform", "variance"] = "uniform",
     ):
-        super().__init__(schedule, samples_per_update, inner_epochs)
+        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting)
         self.clip_range, self.advantage_clip = clip_range, advantage_clip
 
-    def credit(self, rewards: Float[Tensor, " b"], num_steps: int, values: Float[Tensor, "b t"] | None) -> Credit:
+    def credit(
+        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+    ) -> Credit:
         clipped = rewards.clamp(-self.advantage_clip, self.advantage_clip)
-        return Credit(advantages=clipped[:, None].expand(-1, num_steps))
+        return Credit(advantages=clipped[:, None] * self.weights(step_std))
 
     def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
         return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)

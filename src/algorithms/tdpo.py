@@ -33,17 +33,20 @@ class TDPO(Algorithm):
         schedule: Literal["timestep", "trajectory"] = "timestep",
         samples_per_update: int | None = None,
         inner_epochs: int = 1,
+        timestep_weighting: Literal["uniform", "variance"] = "uniform",
     ):
-        super().__init__(schedule, samples_per_update, inner_epochs)
+        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting)
         self.clip_range, self.value_clip_range, self.advantage_clip = clip_range, value_clip_range, advantage_clip
         self.normalise_over = normalise_over
 
-    def credit(self, rewards: Float[Tensor, " b"], num_steps: int, values: Float[Tensor, "b t"] | None) -> Credit:
+    def credit(
+        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+    ) -> Credit:
         assert values is not None, "TDPO needs a critic"
-        returns = rewards[:, None].expand(-1, num_steps)
+        returns = rewards[:, None].expand(-1, len(step_std))
         axes = (0,) if self.normalise_over == "timestep" else (0, 1)
         advantages = standardise(returns - values, axes).clamp(-self.advantage_clip, self.advantage_clip)
-        return Credit(advantages, returns, values)
+        return Credit(advantages * self.weights(step_std), returns, values)
 
     def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
         return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)

@@ -63,12 +63,15 @@ class DiffusionPolicy(LightningModule):
             self.unet.add_adapter(lora)
         self._text_cache: dict[str, Tensor] = {}
 
+    @property
+    def step_std(self) -> Float[Tensor, " t"]:
+        """sigma_t of every sampling step; it depends on the schedule and eta alone."""
+        at, after = ddim.alpha_bars(self.scheduler, self.timesteps)
+        zeros = torch.zeros(self.num_steps, 1, 1, 1, device=self.device)
+        return ddim.ddim_step(zeros, zeros, at, after, self.eta, self.scheduler.config.prediction_type)[1].flatten()
+
     def _require_noise_at_every_step(self) -> None:
-        every = self.scheduler.timesteps
-        at, after = ddim.alpha_bars(self.scheduler, every)
-        zeros = torch.zeros(len(every), 1, 1, 1)
-        _, std = ddim.ddim_step(zeros, zeros, at, after, self.eta, self.scheduler.config.prediction_type)
-        if not (std > 0).all():
+        if not (self.step_std > 0).all():
             raise UserError(
                 "the scheduler has a step without noise, which has no log-probability: set set_alpha_to_one to false, "
                 "and steps_offset to 1 where timestep_spacing is leading, in scheduler/scheduler_config.json."
