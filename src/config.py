@@ -33,6 +33,7 @@ class Suite:
     name: str = MISSING
     base: str = MISSING
     feature_precision: str = "fp32"
+    lr: float = 1e-4
     clip_range: float = 1e-4
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16

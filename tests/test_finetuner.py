@@ -50,7 +50,7 @@ class NotANumber(Redness):
 def build(algorithm=None, critic=None, reward=None, reset=None, lr=0.0, **changes) -> RewardFinetuner:
     adamw = functools.partial(torch.optim.AdamW, weight_decay=0.0)
     options = {
-        "policy": make_policy(num_steps=STEPS, sampling_batch=32),
+        "policy": make_policy(num_steps=STEPS, sampling_batch=32, lora_rank=8, lora_targets=["conv1", "conv2"]),
         "reward": reward or Redness(),
         "reward_name": "redness",
         "algorithm": algorithm or TDPO(clip_range=1e-4, value_clip_range=10.0, advantage_clip=5.0),
@@ -58,7 +58,7 @@ def build(algorithm=None, critic=None, reward=None, reset=None, lr=0.0, **change
         "reset": reset or NoReset(),
         "normaliser": PromptNormaliser(buffer=2048, min_count=16),
         "optimizer": functools.partial(adamw, lr=lr),
-        "critic_optimizer": functools.partial(adamw, lr=5e-3),
+        "critic_optimizer": functools.partial(adamw, lr=1e-2),
         "microbatch": 32,
         "max_grad_norm": 1.0,
         "seed": 0,
@@ -84,11 +84,11 @@ def fit(finetuner: RewardFinetuner, iterations: int, samples: int = 32) -> list[
 
 def new_critic() -> PictureCritic:
     torch.manual_seed(0)
-    return PictureCritic(12, hidden=[32, 16], dropout=0.0, activation="relu", timestep_input=False)
+    return PictureCritic(12, hidden=[64], dropout=0.0, activation="relu", timestep_input=False)
 
 
 def test_the_critic_learns_a_linearly_decodable_return():
-    rows = fit(build(critic=new_critic()), iterations=40)
+    rows = fit(build(critic=new_critic()), iterations=28)
     assert rows[0]["critic/explained_variance"] < 0.5
     assert sum(row["critic/explained_variance"] for row in rows[-5:]) / 5 > 0.9  # on samples it has not seen
 
@@ -96,13 +96,14 @@ def test_the_critic_learns_a_linearly_decodable_return():
 @pytest.mark.parametrize("algorithm", ["ddpo", "tdpo"])
 def test_the_reward_rises(algorithm):
     """Redness is easy to raise: after a dozen iterations it has to be well above where it started."""
+    options = {"clip_range": 1e-2, "advantage_clip": 5.0, "samples_per_update": 8, "timestep_weighting": "variance"}
     if algorithm == "ddpo":
-        made = DDPO(clip_range=1e-2, advantage_clip=5.0, samples_per_update=8)
+        made = DDPO(**options)
         finetuner = build(made, lr=2e-3)
     else:
-        made = TDPO(clip_range=1e-2, value_clip_range=0.2, advantage_clip=5.0, samples_per_update=8)
+        made = TDPO(**options, value_clip_range=0.2)
         finetuner = build(made, critic=new_critic(), lr=2e-3)
-    rows = fit(finetuner, iterations=14)
+    rows = fit(finetuner, iterations=12)
     mean = [row["reward/redness/mean"] for row in rows]
     assert sum(mean[-3:]) / 3 > sum(mean[:3]) / 3 + rows[0]["reward/redness/std"] * 0.5
 

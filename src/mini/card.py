@@ -38,7 +38,7 @@ def main() -> None:
     loss_curves(args.work_dir, folder / "loss_curves.png")
     prompts = list(SIMPLE_ANIMALS) * 2
     images = sample(WEIGHTS / "base", prompts, steps=20, guidance=1.0)
-    picture_grid(images, prompts, columns=15, size=96).save(folder / "samples.png")
+    picture_grid(images, prompts, columns=15, size=96).quantize(128).save(folder / "samples.png", optimize=True)
     figures = {
         f"{steps}_steps": evaluate(WEIGHTS / "base", args.data_dir, steps, guidance=1.0, each=10) for steps in (10, 20)
     }
