@@ -1,5 +1,6 @@
 """Captions of the miniature world and the tokenizer trained on them."""
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -50,8 +51,6 @@ def train_tokenizer(names: Sequence[str], vocab_size: int) -> CLIPTokenizer:
 
 
 def _bpe_state(tokenizer: Tokenizer) -> dict:
-    import json
-
     model = json.loads(tokenizer.to_str())["model"]
     return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
 
