@@ -5,6 +5,7 @@ of what its `_target_` names; both before anything is loaded.
 """
 
 import difflib
+import enum
 import inspect
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,6 +18,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+
+
+class Task(enum.Enum):
+    """What a command does."""
+
+    finetune = "finetune"
+    train_reward = "train_reward"
 
 
 @dataclass
@@ -33,12 +41,14 @@ class Suite:
     name: str = MISSING
     base: str = MISSING
     feature_precision: str = "fp32"
+    feature_stride: int = 1
     lr: float = 1e-4
     clip_range: float = 1e-4
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16
     timestep_weighting: str = "uniform"
-    rewards: dict[str, Any] = MISSING
+    rewards: dict[str, Any] = MISSING  # what a policy may train on
+    judges: dict[str, Any] = field(default_factory=dict)  # what only evaluates
     budgets: dict[str, Budget] = MISSING
 
 
@@ -57,9 +67,11 @@ class Config:
     critic_optimizer: dict[str, Any] = MISSING
     evaluation: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
+    reward_training: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
 
+    task: Task = Task.finetune
     name: str | None = None
     train_reward: str = MISSING
     budget: str = "default"
@@ -134,6 +146,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         raise UserError(
             f"samples_per_iteration={samples} is not a multiple of algorithm.samples_per_update={per_update}."
         )
+    if cfg["train_reward"] in cfg["suite"]["judges"]:
+        raise UserError(f"train_reward={cfg['train_reward']} is a judge: it evaluates, and no policy trains on it.")
     if cfg["train_reward"] not in cfg["suite"]["rewards"]:
         known = ", ".join(cfg["suite"]["rewards"])
         raise UserError(f"train_reward={cfg['train_reward']} is not a reward of suite={cfg['suite']['name']}: {known}.")

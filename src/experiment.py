@@ -48,7 +48,8 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
     data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
-    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards, prompts=prompts)
+    judges = {name: build(judge) for name, judge in cfg["suite"]["judges"].items()}
+    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards | judges, prompts=prompts)
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind

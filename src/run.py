@@ -32,7 +32,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
 def main(cfg: DictConfig) -> dict:
     with _one_sentence(enabled=HydraConfig.get().mode == RunMode.RUN):
-        from src.experiment import run_experiment  # torch and its friends; not needed to print help
+        if cfg.task.value == "train_reward":  # torch and its friends; not needed to print help
+            from src.reward_training import run_reward_training
+
+            return run_reward_training(cfg)
+        from src.experiment import run_experiment
 
         return run_experiment(cfg)
 

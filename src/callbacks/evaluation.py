@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from src.errors import UserError
-from src.metrics.intervals import bootstrap_mean
+from src.metrics.intervals import bootstrap_mean, spread_within
 from src.rewards.base import RewardModel
 from src.seeding import seed_of
 from src.types import Metrics
@@ -24,8 +24,10 @@ EVALUATION_STREAM = 1 << 21  # keeps evaluation seeds apart from training seeds
 class CrossRewardEvaluation(Callback):
     """Samples the same prompts with the same seeds before training, every `every` iterations, and at the end.
 
-    Rewards are reported raw and as the gain over the base picture of the same prompt and seed, in standard deviations
-    of the base samples. Training does not notice: evaluation draws from generators of its own.
+    Rewards are reported raw and as the gain over the base picture of the same prompt and seed, in base sd: the standard
+    deviation of the base's samples about the mean of their prompt. (A reward learnt from comparisons within prompts has
+    an arbitrary offset for each prompt, so its spread between prompts measures nothing.) Training does not notice:
+    evaluation draws from generators of its own.
 
     Args:
         rewards: every reward to report, by name.
@@ -90,10 +92,12 @@ class CrossRewardEvaluation(Callback):
 
     def _compare(self, name: str, values: np.ndarray) -> Metrics:
         base = self.base[name]
-        gain = bootstrap_mean((values - base) / max(base.std(), 1e-12), self.prompts)
+        base_sd = max(spread_within(base, self.prompts), 1e-12)
+        gain = bootstrap_mean((values - base) / base_sd, self.prompts)
         return {
             f"eval/{name}/mean": float(values.mean()),
             f"eval/{name}/std": float(values.std()),
+            f"eval/{name}/base_sd": base_sd,
             f"eval/{name}/gain": gain.mean,
             f"eval/{name}/gain_low": gain.low,
             f"eval/{name}/gain_high": gain.high,

@@ -15,6 +15,16 @@ class Interval:
     high: float
 
 
+def spread_within(values: np.ndarray, units: Sequence[str]) -> float:
+    """Standard deviation of values about the mean of their unit, pooled over units; about the common mean where no
+    unit has two values."""
+    groups = [values[np.array(units) == unit] for unit in dict.fromkeys(units)]
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom == 0:
+        return float(values.std())
+    return float((sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom) ** 0.5)
+
+
 def bootstrap_mean(values: np.ndarray, units: Sequence[str], draws: int = 2000, seed: int = 0) -> Interval:
     """Mean over units of the units' means, and its interval under resampling of units.
 

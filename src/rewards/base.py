@@ -1,8 +1,13 @@
 """What a reward model is: pictures and prompts in, one number a picture out, higher is better."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor
@@ -10,14 +15,34 @@ from torch import Tensor
 Images = Float[Tensor, "b 3 h w"]
 
 
+@dataclass
+class Comparisons:
+    """Two pictures for each prompt, and which one was preferred."""
+
+    first: Images
+    second: Images
+    prompts: list[str]
+    preferred: Float[Tensor, " b"]  # 1: the first, 0: the second
+
+
+@dataclass
+class Ratings:
+    """Pictures rated without regard to a prompt."""
+
+    images: Images
+    ratings: Float[Tensor, " b"]
+
+
 class RewardModel(LightningModule):
     """Base of all reward families. Subclasses define `forward` and, to feed a critic, `embed_images`.
 
-    Scores are in the family's own units; the framework normalises them per prompt where it needs to.
+    Scores are in the family's own units; the framework normalises them per prompt where it needs to. A family that
+    learns from preferences also defines `learnable` and `save`; its loss is Bradley-Terry's unless it has another.
     """
 
     embed_dim: int  # width of embed_images
     batch_size: int = 256  # pictures scored at a time
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]  # set before training
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         """Scores; differentiable with respect to the images."""
@@ -26,6 +51,38 @@ class RewardModel(LightningModule):
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Features of the frozen image tower."""
         raise NotImplementedError(f"{type(self).__name__} has no image tower for a critic")
+
+    # ------------------------------------------------------------------------------------ learning from preferences
+
+    def learnable(self) -> list[torch.nn.Parameter]:
+        """The parameters that preferences tune."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn from preferences")
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights in the format that the constructor's `path` reads."""
+        raise NotImplementedError(f"{type(self).__name__} does not save")
+
+    def loss(self, batch: Any) -> Float[Tensor, ""]:
+        """-log p of the labels under Bradley-Terry: p(first preferred) = sigmoid(r_first - r_second)."""
+        margin = self(batch.first, batch.prompts) - self(batch.second, batch.prompts)
+        return F.binary_cross_entropy_with_logits(margin, batch.preferred)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch), prog_bar=True, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p.requires_grad_() for p in self.learnable()])
+        steps = int(self.trainer.estimated_stepping_batches)
+        rise = lambda step: min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rise)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---------------------------------------------------------------------------------------------------- scoring
 
     @torch.no_grad()
     def score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from src.errors import UserError
-from src.rewards.base import Images, RewardModel
+from src.rewards.base import Comparisons, Images, RewardModel
+from src.run_folder import write_json
 
 
 class CLIPReward(RewardModel):
@@ -28,11 +29,11 @@ class CLIPReward(RewardModel):
         self.clip = CLIPModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
         self.clip.requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        processor = json.loads((Path(path) / "preprocessor_config.json").read_text())
+        self.processor: dict = json.loads((Path(path) / "preprocessor_config.json").read_text())
         self.image_size: int = self.clip.config.vision_config.image_size
         self.embed_dim = self.clip.config.projection_dim
-        self.register_buffer("mean", torch.tensor(processor["image_mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(processor["image_std"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.processor["image_mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.processor["image_std"]).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
 
     def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:
@@ -47,7 +48,6 @@ class CLIPReward(RewardModel):
         features = self.clip.get_image_features(pixel_values=self.preprocess(images)).pooler_output
         return F.normalize(features, dim=-1)
 
-    @torch.no_grad()
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit-length embeddings of the text tower; each distinct prompt is embedded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
@@ -57,6 +57,21 @@ class CLIPReward(RewardModel):
             features = self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
             self._text_cache.update(zip(new, F.normalize(features, dim=-1), strict=True))
         return torch.stack([self._text_cache[prompt] for prompt in prompts])
+
+    def learnable(self) -> list[torch.nn.Parameter]:
+        """Both towers and the logit scale, as HPS v2 and PickScore tune them."""
+        return list(self.clip.parameters())
+
+    def loss(self, batch: Comparisons) -> Float[Tensor, ""]:
+        self._text_cache.clear()  # the text tower moves
+        loss = super().loss(batch)
+        self._text_cache.clear()
+        return loss
+
+    def save(self, folder: Path) -> None:
+        self.clip.half().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", self.processor)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         similarity = (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)

@@ -1,0 +1,74 @@
+"""The gold annotator: the truth of the miniature world, by which every run is judged and on which none is trained.
+
+In the tradition of Gao et al. 2023 (arXiv 2210.10760): it labels the comparisons from which the proxy rewards learn.
+Several classifiers, over all animals and "no such picture", learnt on real pictures and on broken ones how likely it
+is that a picture is a sound one of its subject (src/mini/gold_stage.py).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import ResNetForImageClassification
+
+from src.errors import UserError
+from src.rewards.base import Images, RewardModel
+
+LIMIT = 8.0  # |U| beyond this says nothing more
+
+
+def utility(logits: Float[Tensor, "k b n"], subject: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """U = mean over the k members of log p(subject) - log(1 - p(subject)), each clipped to +-8."""
+    log_p = logits.log_softmax(-1)
+    index = subject.expand(len(logits), -1)[..., None]
+    chosen = log_p.gather(-1, index)[..., 0]
+    others = log_p.scatter(-1, index, -torch.inf).logsumexp(-1)
+    return (chosen - others).clamp(-LIMIT, LIMIT).mean(0)
+
+
+class GoldAnnotator(RewardModel):
+    """U(picture, prompt): alignment and fidelity in one, in nats; 0 where subject and its absence are equally likely.
+
+    Args:
+        path: folder with one sub-folder a member, each a transformers ResNetForImageClassification whose last class is
+            "no such picture". A prompt's subject is the longest class name that it contains.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        folders = sorted(folder.parent for folder in Path(path).glob("*/config.json"))
+        if not folders:
+            raise UserError(f"gold path={path}: no members there (sub-folders with config.json and model.safetensors).")
+        self.members = torch.nn.ModuleList(
+            ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            for folder in folders
+        )
+        self.members.requires_grad_(False).eval()
+        labels = json.loads((folders[0] / "config.json").read_text())["id2label"]
+        self.names = [labels[str(k)] for k in range(len(labels) - 1)]
+
+    def subject(self, prompt: str) -> int:
+        """The class that a prompt asks for. Raises ValueError if it names none."""
+        words = f" {prompt.lower().replace(',', ' ')} "
+        found = [name for name in self.names if f" {name} " in words]
+        if not found:
+            raise ValueError(f"the gold annotator knows no animal of the prompt {prompt!r}")
+        return self.names.index(max(found, key=len))
+
+    def logits(self, images: Images) -> Float[Tensor, "k b n"]:
+        return torch.stack([member(images * 2 - 1).logits for member in self.members])
+
+    @torch.no_grad()
+    def judge(self, images: Images, concept: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """(U for the concepts, soundness: the log-odds that it is a picture of any animal, clipped likewise)."""
+        logits = self.logits(images)
+        log_p = logits.log_softmax(-1)
+        soundness = log_p[..., :-1].logsumexp(-1) - log_p[..., -1]
+        return utility(logits, concept), soundness.clamp(-LIMIT, LIMIT).mean(0)
+
+    def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        subject = torch.tensor([self.subject(prompt) for prompt in prompts], device=images.device)
+        return utility(self.logits(images), subject)

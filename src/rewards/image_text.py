@@ -1,0 +1,136 @@
+"""ImageReward's class of model (Xu et al. 2023, arXiv 2304.05977): a text encoder that sees the picture, and an MLP.
+
+The prompt's tokens attend to the picture's patches by cross-attention (BLIP); an MLP reads the first token's state.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.blip.configuration_blip import BlipTextConfig
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from src.errors import UserError
+from src.rewards.base import Images, RewardModel
+from src.run_folder import write_json
+
+
+class ImageTextReward(RewardModel):
+    """MLP on the first token of a text encoder with cross-attention to the picture's patches.
+
+    Args:
+        path: folder with config.json (vision, text, head), model.safetensors and a CLIP tokenizer.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, path: str):
+        super().__init__()
+        folder = Path(path)
+        for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+            if not (folder / name).exists():
+                raise UserError(f"reward path={path}: no image-text reward there ({name} is missing).")
+        self._build(json.loads((folder / "config.json").read_text()), CLIPTokenizer.from_pretrained(folder))
+        self.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
+        self.requires_grad_(False).eval()
+
+    def _build(self, config: dict, tokenizer: CLIPTokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.vision = CLIPVisionModel(CLIPVisionConfig(**config["vision"]))
+        self.text = BlipTextModel(BlipTextConfig(**config["text"]), add_pooling_layer=False)
+        widths = [self.text.config.hidden_size, *config["head"], 1]
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        self.head = nn.Sequential(*layers)  # no activation in between, as published
+        self.image_size: int = self.vision.config.image_size
+        self.embed_dim = self.vision.config.hidden_size
+        self.register_buffer("mean", torch.tensor(config["image_mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["image_std"]).view(3, 1, 1), persistent=False)
+
+    def patches(self, images: Images) -> Float[Tensor, "b patch d"]:
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.vision(pixel_values=(images - self.mean) / self.std).last_hidden_state
+
+    def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
+        """Unit-length states of the picture's class token."""
+        return F.normalize(self.patches(images)[:, 0], dim=-1)
+
+    def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        length = self.text.config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        seen = self.text(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=self.patches(images),
+            return_dict=True,
+        ).last_hidden_state
+        return self.head(seen[:, 0]).squeeze(-1)
+
+    def learnable(self) -> list[nn.Parameter]:
+        """All of it."""
+        return list(self.parameters())
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", self.config)
+        save_file(
+            {key: value.half().contiguous() for key, value in self.state_dict().items()}, folder / "model.safetensors"
+        )
+        self.tokenizer.save_pretrained(folder)
+
+
+class FreshImageTextReward(ImageTextReward):
+    """One to be trained: the picture's tower from a CLIP pair, text encoder and head from scratch.
+
+    Args:
+        clip: CLIPModel folder. text_layers, text_width: of the text encoder. head: hidden widths of the MLP.
+        seed: of the first weights.
+    """
+
+    def __init__(self, clip: str, text_layers: int, text_width: int, head: list[int], seed: int):
+        RewardModel.__init__(self)
+        vision = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
+        processor = json.loads((Path(clip) / "preprocessor_config.json").read_text())
+        shape = (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        )
+        text = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": max(1, text_width // 32),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "encoder_hidden_size": vision.config.hidden_size,
+            "is_decoder": True,  # transformers gives only these layers cross-attention; attention stays bidirectional
+            "bos_token_id": tokenizer.bos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        config = {
+            "vision": {name: getattr(vision.config, name) for name in shape},
+            "text": text,
+            "head": head,
+            "image_mean": processor["image_mean"],
+            "image_std": processor["image_std"],
+        }
+        torch.manual_seed(seed)
+        self._build(config, tokenizer)
+        self.vision.load_state_dict(vision.state_dict())
