@@ -53,6 +53,17 @@ class Suite:
 
 
 @dataclass
+class RewardTraining:
+    """How a reward model learns, where task is train_reward."""
+
+    model: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    max_epochs: int = MISSING
+    patience: int = MISSING  # epochs without a better held-out loss
+
+
+@dataclass
 class Config:
     """Every top-level key. Groups are `Any` here: their components check themselves by `_target_`."""
 
@@ -67,7 +78,7 @@ class Config:
     critic_optimizer: dict[str, Any] = MISSING
     evaluation: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
-    reward_training: dict[str, Any] = field(default_factory=dict)
+    reward_training: RewardTraining | None = None
     logger: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
 
@@ -83,6 +94,8 @@ class Config:
     microbatch: int = MISSING
     max_grad_norm: float = 1.0
     checkpoint_every: int = 10
+    pairs: int = 4000
+    pictures: int = 4096
     seed: int = 0
     threads: int | None = None
     run_dir: str | None = None
@@ -98,7 +111,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
     try:
-        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
     known = [f.name for f in fields(Config)]
@@ -127,6 +140,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         "num_steps",
         "microbatch",
         "checkpoint_every",
+        "pairs",
+        "pictures",
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
@@ -146,6 +161,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         raise UserError(
             f"samples_per_iteration={samples} is not a multiple of algorithm.samples_per_update={per_update}."
         )
+    if cfg["task"] == "train_reward":
+        return
     if cfg["train_reward"] in cfg["suite"]["judges"]:
         raise UserError(f"train_reward={cfg['train_reward']} is a judge: it evaluates, and no policy trains on it.")
     if cfg["train_reward"] not in cfg["suite"]["rewards"]:

@@ -38,6 +38,8 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     if composed.resume:
         folder = find_run(composed.resume)
         cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
+        if cfg["task"] != "finetune":
+            raise UserError(f"resume={folder}: a reward was trained there; that takes minutes, so start it anew.")
     else:
         cfg = check(composed)
         cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or "custom"

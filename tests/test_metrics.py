@@ -6,7 +6,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation, picture_grid
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
 from src.metrics.glossary import lookup
-from src.metrics.intervals import bootstrap_mean
+from src.metrics.intervals import bootstrap_mean, spread_within
 from src.metrics.training import explained_variance, neuron_metrics
 from src.prompts import PromptBatches
 from src.seeding import seed_of
@@ -49,12 +49,22 @@ def test_dormant_shares_by_hand():
 
 def test_gain_and_win_rate_by_hand():
     callback = CrossRewardEvaluation("unused", {}, ["a", "b"], samples_per_prompt=1, every=1)
-    callback.base = {"hps": np.array([1.0, 3.0])}  # sd 1
+    callback.base = {"hps": np.array([1.0, 3.0])}  # sd 1, of one sample a prompt
     out = callback._compare("hps", np.array([1.0, 4.0]))
     assert out["eval/hps/gain"] == pytest.approx(0.5)
     assert out["eval/hps/win_rate"] == pytest.approx(0.75)  # one tie, one win
     assert out["eval/hps/mean"] == 2.5 and out["eval/hps/std"] == 1.5
     assert 0 <= out["eval/hps/gain_low"] <= 0.5 <= out["eval/hps/gain_high"] <= 1
+
+
+def test_base_sd_leaves_out_what_lies_between_prompts():
+    values, units = np.array([1.0, 3.0, 101.0, 107.0]), ["a", "a", "b", "b"]
+    assert spread_within(values, units) == pytest.approx(10**0.5)  # (1 + 1 + 9 + 9) / 2
+    callback = CrossRewardEvaluation("unused", {}, ["a", "b"], samples_per_prompt=2, every=1)
+    callback.base = {"hps": np.array([1.0, 101.0, 3.0, 107.0])}
+    out = callback._compare("hps", callback.base["hps"] + 10**0.5)
+    assert out["eval/hps/gain"] == pytest.approx(1.0)
+    assert out["eval/hps/base_sd"] == pytest.approx(10**0.5)
 
 
 def test_unknown_keys_are_refused():

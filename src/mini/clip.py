@@ -1,5 +1,7 @@
 """The CLIP pair of the miniature world, trained from scratch on all pictures and their captions."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,10 +32,27 @@ def photometric(images: Float[Tensor, "b 3 h w"], rng: torch.Generator) -> Float
 
 
 class CLIPStage(Stage):
-    """Symmetric InfoNCE over batches in which no concept occurs twice."""
+    """Symmetric InfoNCE over batches in which no concept occurs twice.
 
-    def __init__(self, *, width: int, projection: int, text_layers: int, vision_layers: int, vocab_size: int, **kw):
+    Args:
+        export_dir: of the pair. for_pipeline: whether its text tower becomes the base model's text encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        projection: int,
+        text_layers: int,
+        vision_layers: int,
+        vocab_size: int,
+        export_dir: str,
+        for_pipeline: bool,
+        **kw,
+    ):
         super().__init__(**kw)
+        self.export_dir, self.for_pipeline = Path(export_dir), for_pipeline
+        torch.manual_seed(self.seed)
         self.tokenizer = train_tokenizer(self.emoji.names, vocab_size)
         tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 32}
         text = tower | {
@@ -86,7 +105,9 @@ class CLIPStage(Stage):
             image_std=[0.5] * 3,
         )
         for part in (clip, self.tokenizer, processor):
-            part.save_pretrained(self.weights_dir / "clip")
+            part.save_pretrained(self.export_dir)
+        if not self.for_pipeline:
+            return
         text = CLIPTextModel(clip.config.text_config)
         text.load_state_dict(clip.text_model.state_dict())
         text.half().save_pretrained(self.weights_dir / "base" / "text_encoder")

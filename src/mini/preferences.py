@@ -130,8 +130,9 @@ def pairs_of(pool: Pool, pairs: int, seed: int, keep: Tensor | None = None) -> I
         index = torch.nonzero(own if keep is None else own & keep).flatten()
         index = index[torch.randperm(len(index), generator=rng)]
         for step in (1, 2, 3):  # each picture meets at most six others
-            if len(index) > 2 * step:
-                found.append(torch.stack([index, index.roll(step)], 1))
+            if len(index) >= 2 * step:
+                partners = torch.stack([index, index.roll(step)], 1)
+                found.append(partners[:step] if len(index) == 2 * step else partners)  # half way round, pairs repeat
     every = torch.cat(found)
     if len(every) < pairs:
         raise UserError(f"pairs={pairs} is more than the {len(every)} that the pool gives: raise pictures=.")

@@ -1,0 +1,130 @@
+"""Writes the figures of the gold annotator's card: `python -m src.mini.gold_card`.
+
+How utility falls along each corruption; base samples sorted by it, for a person to disagree with; best-of-n by each
+reward; how far two versions of gold and the rewards agree on pairs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from src.callbacks.evaluation import picture_grid
+from src.metrics.best_of_n import best_of_n, best_of_n_kl
+from src.mini.corruptions import CORRUPTIONS, corrupt
+from src.mini.data import augment, load_emoji, to_float
+from src.mini.evaluate import WEIGHTS, sample
+from src.mini.gold import GoldAnnotator
+from src.mini.preferences import load_pool, pairs_of
+from src.prompts import SIMPLE_ANIMALS
+from src.rewards.base import RewardModel
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SEVERITIES = [k / 10 for k in range(11)]
+CONF = str(Path(__file__).parents[2] / "conf")
+
+
+def ladder(gold: GoldAnnotator, data_dir: Path, target: Path, pictures: int = 300) -> dict[str, list[float]]:
+    """Mean U of real pictures at each severity of each corruption."""
+    emoji, rng = load_emoji(data_dir).animals(), torch.Generator().manual_seed(7)
+    index = torch.randint(len(emoji.images), (pictures,), generator=rng)
+    images = augment(to_float(emoji.images[index]), rng)
+    prompts = [emoji.names[c] for c in emoji.concept[index].tolist()]
+    rows = {}
+    for kind in CORRUPTIONS:
+        broken = (
+            corrupt(images, torch.full((pictures,), s), [kind] * pictures, torch.Generator().manual_seed(8))
+            for s in SEVERITIES
+        )
+        rows[kind] = [round(gold.score(step, prompts).mean().item(), 3) for step in broken]
+    figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
+    for kind, values in rows.items():
+        axis.plot(SEVERITIES, values, label=kind, linewidth=1)
+    axis.set(xlabel="severity", ylabel="mean U [nats]")
+    axis.legend(fontsize=7, ncols=2)
+    figure.savefig(target, dpi=110)
+    return rows
+
+
+def sorted_grid(gold: GoldAnnotator, target: Path) -> dict[str, float]:
+    """Eighty base samples at evenly spaced ranks of U, worst first."""
+    prompts = list(SIMPLE_ANIMALS) * 6
+    images = sample(WEIGHTS / "base", prompts, steps=10, guidance=1.0)
+    utility = gold.score(images, prompts)
+    order = utility.argsort()[torch.linspace(0, len(prompts) - 1, 80).long()]
+    labels = [f"{prompts[i]} {utility[i]:.1f}" for i in order.tolist()]
+    picture_grid(images[order], labels, columns=16, size=80).quantize(128).save(target, optimize=True)
+    return {"mean": utility.mean().item(), "sd": utility.std().item(), "max": utility.max().item()}
+
+
+def best_of_n_curves(
+    rewards: dict[str, RewardModel], gold: GoldAnnotator, target: Path, pool: int = 512
+) -> dict[str, Any]:
+    """Gold and proxy of the best of n by each proxy, in base sd, averaged over nine prompts."""
+    prompts = [animal for animal in SIMPLE_ANIMALS[::5] for _ in range(pool)]
+    images = sample(WEIGHTS / "base", prompts, steps=10, guidance=1.0)
+    truth = gold.score(images, prompts).view(-1, pool)
+    sizes = [2**k for k in range(9)]
+    rows: dict[str, Any] = {"n": sizes, "kl": [round(best_of_n_kl(n), 3) for n in sizes]}
+    figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
+    for name, reward in rewards.items():
+        proxy = reward.score(images, prompts).view(-1, pool)
+        for label, values in (("proxy", proxy), ("gold", truth)):
+            standard = (values - values.mean(1, keepdim=True)) / values.var(1).mean().sqrt()
+            curve = [sum(best_of_n(p, v, n) for p, v in zip(proxy, standard, strict=True)) / len(proxy) for n in sizes]
+            rows[f"{name}/{label}"] = [round(value, 3) for value in curve]
+            axis.plot([k**0.5 for k in rows["kl"]], curve, "--" if label == "proxy" else "-", label=f"{label}, {name}")
+    axis.set(xlabel="sqrt(KL) [sqrt nats]", ylabel="gain of the best of n [base sd]")
+    axis.legend(fontsize=7)
+    figure.savefig(target, dpi=110)
+    return rows
+
+
+def agreement(judges: dict[str, RewardModel], num_steps: int, pictures: int, folder: str) -> dict[str, Any]:
+    """Shares of test pairs that two models order alike: all, and clear ones by gold (|dU| above the median)."""
+    pool = load_pool(str(WEIGHTS / "base"), str(WEIGHTS / "gold"), "test", pictures, num_steps, folder)
+    prompts = pool.prompts(torch.arange(len(pool.images)))
+    scores = {name: judge.score(to_float(pool.images), prompts) for name, judge in judges.items()}
+    index = pairs_of(pool, 4000, seed=12345)
+    margins = {name: values[index[:, 0]] - values[index[:, 1]] for name, values in scores.items()}
+    clear = margins["gold"].abs() > margins["gold"].abs().median()
+    table = {}
+    for a in margins:
+        for b in margins:
+            same = ((margins[a] > 0) == (margins[b] > 0)).float()
+            table[f"{a} ~ {b}"] = {"all": round(same.mean().item(), 3), "clear": round(same[clear].mean().item(), 3)}
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("data/emoji"), help="the prepared pictures")
+    parser.add_argument("--other-gold", help="folder of a second version, to compare with")
+    args = parser.parse_args()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config")
+    rewards = {name: instantiate(reward, _convert_="all") for name, reward in cfg.suite.rewards.items()}
+    gold = GoldAnnotator(str(WEIGHTS / "gold"))
+    folder = WEIGHTS / "card"
+    judges = {"gold": gold, **rewards}
+    if args.other_gold:
+        judges["gold, other version"] = GoldAnnotator(args.other_gold)
+    figures = {
+        "ladder": ladder(gold, args.data_dir, folder / "gold_ladder.png"),
+        "base_samples": sorted_grid(gold, folder / "gold_sorted.png"),
+        "best_of_n": best_of_n_curves(rewards, gold, folder / "best_of_n.png"),
+        "agreement": agreement(judges, cfg.num_steps, cfg.pictures, "data/preferences"),
+    }
+    (folder / "gold.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
