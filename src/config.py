@@ -48,7 +48,7 @@ class Suite:
     normaliser_min_count: int = 16
     timestep_weighting: str = "uniform"
     rewards: dict[str, Any] = MISSING  # what a policy may train on
-    judges: dict[str, Any] = field(default_factory=dict)  # what only evaluates
+    judges: dict[str, Any] | None = None  # what only evaluates
     budgets: dict[str, Budget] = MISSING
 
 
@@ -163,7 +163,7 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         )
     if cfg["task"] == "train_reward":
         return
-    if cfg["train_reward"] in cfg["suite"]["judges"]:
+    if cfg["train_reward"] in (cfg["suite"]["judges"] or {}):
         raise UserError(f"train_reward={cfg['train_reward']} is a judge: it evaluates, and no policy trains on it.")
     if cfg["train_reward"] not in cfg["suite"]["rewards"]:
         known = ", ".join(cfg["suite"]["rewards"])

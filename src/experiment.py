@@ -50,7 +50,9 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
     data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
-    judges = {name: build(judge) for name, judge in cfg["suite"]["judges"].items()}
+    judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
+    for judge in judges.values():
+        judge.check_prompts(prompts)
     evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards | judges, prompts=prompts)
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)

@@ -9,11 +9,9 @@ from src.config import check
 from src.errors import UserError
 from tests.conftest import ROOT, composed
 
-GROUPS = sorted(
-    p
-    for p in (ROOT / "conf").glob("*/*.yaml")
-    if p.parent.name not in ("experiment", "debug") and p.stem != "comparisons"
-)
+CONF = ROOT / "conf"
+NOT_OPTIONS = (CONF / "debug/tiny.yaml", CONF / "reward_training/comparisons.yaml")
+GROUPS = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment" and p not in NOT_OPTIONS)
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 NEEDS = {"prompts/file": ["prompts.path=some.txt"]}
 

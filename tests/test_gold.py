@@ -7,8 +7,9 @@ import torch
 
 from src.errors import UserError
 from src.mini.corruptions import CORRUPTIONS, corrupt
-from src.mini.gold import GoldAnnotator, utility
+from src.mini.gold import GoldAnnotator, subject, utility
 from src.mini.preferences import Epochs, Pool, bradley_terry_labels, pairs_of
+from src.mini.top_one import ClassifierTopOne
 from tests.conftest import ROOT
 
 PATH = str(ROOT / "src/mini/weights/gold")
@@ -56,10 +57,10 @@ def test_utility_is_clipped_for_each_member():
 
 
 def test_the_subject_is_the_longest_name_in_the_prompt(gold):
-    assert gold.names[gold.subject("a picture of a polar bear")] == "polar bear"
-    assert gold.names[gold.subject("bear, flat style")] == "bear"
-    with pytest.raises(ValueError, match="knows no animal of the prompt 'a teapot'"):
-        gold.subject("a teapot")
+    assert gold.names[subject("a picture of a polar bear", gold.names)] == "polar bear"
+    assert gold.names[subject("bear, flat style", gold.names)] == "bear"
+    with pytest.raises(UserError, match="know no animal of the prompt 'a teapot'"):
+        gold.check_prompts(["cat", "a teapot"])
 
 
 def test_gold_is_deterministic_and_scores_each_picture_alone(gold):
@@ -74,6 +75,15 @@ def test_gold_does_not_pay_for_rubbish(gold):
     flat = torch.rand(20, 3, 1, 1, generator=rng).expand(20, 3, 64, 64)
     for images in (noise, flat):
         assert gold.score(images, ["cat", "snake"] * 10).max() < -2
+
+
+def test_the_independent_classifier_counts_right_first_choices():
+    judge, prompts = ClassifierTopOne(str(ROOT / "src/mini/weights/classifier")), ["cat", "a picture of a dog", "fox"]
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    first = judge.model(images * 2 - 1).logits.argmax(1).tolist()
+    assert judge.score(images, [judge.names[k] for k in first]).tolist() == [1, 1, 1]
+    wrong = [1.0 if judge.names[k] in prompt else 0.0 for k, prompt in zip(first, prompts, strict=True)]
+    assert judge.score(images, prompts).tolist() == wrong
 
 
 def test_missing_members_are_told(tmp_path):

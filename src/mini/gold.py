@@ -29,6 +29,18 @@ def utility(logits: Float[Tensor, "k b n"], subject: Int[Tensor, " b"]) -> Float
     return (chosen - others).clamp(-LIMIT, LIMIT).mean(0)
 
 
+def subject(prompt: str, names: Sequence[str]) -> int:
+    """Index of the longest of the names that a prompt contains. Raises UserError if it contains none."""
+    words = f" {prompt.lower().replace(',', ' ')} "
+    found = [name for name in names if f" {name} " in words]
+    if not found:
+        raise UserError(
+            f"the judges of the miniature world know no animal of the prompt {prompt!r}: name one of its "
+            f"{len(names)} animals, or leave the judges out (suite.judges=null)."
+        )
+    return names.index(max(found, key=len))
+
+
 class GoldAnnotator(RewardModel):
     """U(picture, prompt): alignment and fidelity in one, in nats; 0 where subject and its absence are equally likely.
 
@@ -50,13 +62,9 @@ class GoldAnnotator(RewardModel):
         labels = json.loads((folders[0] / "config.json").read_text())["id2label"]
         self.names = [labels[str(k)] for k in range(len(labels) - 1)]
 
-    def subject(self, prompt: str) -> int:
-        """The class that a prompt asks for. Raises ValueError if it names none."""
-        words = f" {prompt.lower().replace(',', ' ')} "
-        found = [name for name in self.names if f" {name} " in words]
-        if not found:
-            raise ValueError(f"the gold annotator knows no animal of the prompt {prompt!r}")
-        return self.names.index(max(found, key=len))
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            subject(prompt, self.names)
 
     def logits(self, images: Images) -> Float[Tensor, "k b n"]:
         return torch.stack([member(images * 2 - 1).logits for member in self.members])
@@ -70,5 +78,5 @@ class GoldAnnotator(RewardModel):
         return utility(logits, concept), soundness.clamp(-LIMIT, LIMIT).mean(0)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        subject = torch.tensor([self.subject(prompt) for prompt in prompts], device=images.device)
-        return utility(self.logits(images), subject)
+        wanted = torch.tensor([subject(prompt, self.names) for prompt in prompts], device=images.device)
+        return utility(self.logits(images), wanted)

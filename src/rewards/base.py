@@ -48,6 +48,9 @@ class RewardModel(LightningModule):
         """Scores; differentiable with respect to the images."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises UserError if there is one that cannot be scored; most families take any."""
+
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Features of the frozen image tower."""
         raise NotImplementedError(f"{type(self).__name__} has no image tower for a critic")
