@@ -10,7 +10,7 @@ Features = Float[Tensor, "b d"]  # unit length
 
 
 def vendi_score(features: Features) -> Float[Tensor, ""]:
-    """Effective number of different pictures: exp of the entropy of the eigenvalues of K / n, K the cosine similarities.
+    """Effective number of different pictures: exp of the entropy of the eigenvalues of K / n, K their cosines.
 
     Friedman & Dieng 2023 (arXiv 2210.02410), eq. 1. From 1, all alike, to n, all orthogonal.
     """
@@ -19,7 +19,7 @@ def vendi_score(features: Features) -> Float[Tensor, ""]:
 
 
 class WithinPromptDiversity(Metric):
-    """Mean pairwise cosine distance and Vendi score within prompts, averaged over the prompts that have two pictures."""
+    """Mean pairwise cosine distance and Vendi score within prompts, averaged over prompts with two pictures or more."""
 
     features: list[Tensor] | Tensor
     prompts: list[Tensor] | Tensor
