@@ -42,13 +42,14 @@ class Suite:
     base: str = MISSING
     feature_precision: str = "fp32"
     feature_stride: int = 1
-    lr: float = 1e-4
+    lr: dict[str, float] = field(default_factory=lambda: {"timestep": 1e-4, "trajectory": 3e-4})
     clip_range: float = 1e-4
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16
     timestep_weighting: str = "uniform"
     rewards: dict[str, Any] = MISSING  # what a policy may train on
     judges: dict[str, Any] | None = None  # what only evaluates
+    tower: dict[str, Any] = MISSING
     budgets: dict[str, Budget] = MISSING
 
 
@@ -111,6 +112,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
     try:
+        # first, because the learning rate goes by its schedule
+        _check_node(OmegaConf.to_container(cfg.algorithm, resolve=True, throw_on_missing=True), "algorithm")
         resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error

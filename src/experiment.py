@@ -25,6 +25,8 @@ from src.errors import UserError
 from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
 from src.prompts import PromptData
+from src.report.page import write_report
+from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.run_folder import find_run, new_run_dir, open_run_dir, stored_config, versions, write_json
 from src.seeding import seed_of
@@ -49,11 +51,18 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(cfg["threads"])
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
-    data = PromptData(prompts, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
+    data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
     judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
     for judge in judges.values():
-        judge.check_prompts(prompts)
-    evaluation = build(cfg["evaluation"], run_dir=str(folder), rewards=rewards | judges, prompts=prompts)
+        judge.check_prompts([*prompts.train, *prompts.held_out])
+    evaluation = build(
+        cfg["evaluation"],
+        run_dir=str(folder),
+        trained=cfg["train_reward"],
+        rewards=rewards | judges,
+        prompts=prompts,
+        num_steps=cfg["num_steps"],
+    )
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
@@ -69,7 +78,9 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
         else:
             trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
         finetuner.policy.save(folder / "lora")
-        return summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+        summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+        print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+        return summary
     except UserError:
         if not (folder / "metrics.jsonl").exists():
             shutil.rmtree(folder)  # it never began: the mended command can use the same folder
@@ -186,20 +197,28 @@ def summarise(
 def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     final, console = summary["final"], Console()
     table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
-    for column in ("reward", "mean", "gain over base [base sd]", "95% interval", "win rate"):
+    for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
         table.add_column(column, justify="right")
     for key in final:
         if key.startswith("eval/") and key.endswith("/gain"):
             name = key.split("/")[1]
-            value = {k: final[f"eval/{name}/{k}"] for k in ("mean", "gain", "gain_low", "gain_high", "win_rate")}
-            label = f"{name} (trained)" if name == summary["train_reward"] else name
-            interval = f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}"
-            table.add_row(label, f"{value['mean']:.3f}", f"{value['gain']:+.2f}", interval, f"{value['win_rate']:.2f}")
+            measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
+            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}
+            held_out = final.get(f"held_out/{name}/gain")
+            table.add_row(
+                f"{name} (trained)" if name == summary["train_reward"] else name,
+                f"{value['mean']:.3f}",
+                f"{value['gain']:+.2f}",
+                f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}",
+                f"{value['below_peak']:.2f}",
+                f"{value['win_rate']:.2f}",
+                "-" if held_out is None else f"{held_out:+.2f}",
+            )
     console.print(table)
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
         f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
-        f"evaluation {summary['evaluation_seconds']:.0f} s"
+        f"evaluation {summary['evaluation_seconds']:.0f} s; KL from the base {final['kl/trajectory']:.1f} nats"
     )
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   LoRA: {folder / 'lora'}")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,19 +22,42 @@ SIMPLE_ANIMALS = (
 )  # fmt: skip
 
 
-def simple_animals() -> list[str]:
-    """The 45 animals of DDPO and TDPO."""
-    return list(SIMPLE_ANIMALS)
+HELD_OUT_ANIMALS = (
+    "badger", "beaver", "bison", "boar", "crab", "crocodile", "donkey", "dove", "eagle", "elephant", "flamingo",
+    "giraffe", "hamster", "hippopotamus", "jellyfish", "koala", "ladybug", "leopard", "lobster", "moose", "octopus",
+    "otter", "owl", "panda", "parrot", "peacock", "penguin", "rhinoceros", "scorpion", "swan",
+)  # fmt: skip
 
 
-def prompts_from_file(path: str) -> list[str]:
-    """One prompt a line; empty lines are skipped. Raises UserError where there is none."""
+@dataclass(frozen=True)
+class PromptSets:
+    """What a run trains on, and what it is also judged by."""
+
+    train: list[str]
+    held_out: list[str]  # no run trains on them; may be empty
+
+
+def simple_animals() -> PromptSets:
+    """The 45 animals of DDPO and TDPO; held out: thirty others."""
+    return PromptSets(list(SIMPLE_ANIMALS), list(HELD_OUT_ANIMALS))
+
+
+def prompts_from_file(path: str, held_out_path: str | None = None) -> PromptSets:
+    """One prompt a line; empty lines are skipped. Raises UserError if there is none, or one is in both files."""
+    sets = PromptSets(_lines(path, "path"), _lines(held_out_path, "held_out_path") if held_out_path else [])
+    both = set(sets.train) & set(sets.held_out)
+    if both:
+        raise UserError(f"prompts.held_out_path={held_out_path} holds {min(both)!r}, which is trained on: take it out.")
+    return sets
+
+
+def _lines(path: str, option: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"prompts.path={path}: no such file.")
+        raise UserError(f"prompts.{option}={path}: no such file.")
     prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     if not prompts:
-        raise UserError(f"prompts.path={path} holds no prompt; write one a line.")
+        raise UserError(f"prompts.{option}={path} holds no prompt; write one a line.")
     return prompts
 
 

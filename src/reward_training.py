@@ -101,8 +101,7 @@ def report_on(model: RewardModel, pool: Pool) -> dict[str, dict[str, float]]:
 
 def _agreement(scores: Float[Tensor, " n"], pool: Pool, keep: Tensor | None) -> dict[str, float]:
     """Clear pairs are those whose |dU| is above the median."""
-    available = int((keep if keep is not None else torch.ones_like(pool.untouched)).sum())
-    index = pairs_of(pool, min(TEST_PAIRS, 2 * available), TEST_SEED, keep)
+    index = pairs_of(pool, TEST_SEED, keep)[:TEST_PAIRS]
     truth = pool.utility[index[:, 0]] - pool.utility[index[:, 1]]
     margin = scores[index[:, 0]] - scores[index[:, 1]]
     right = ((margin > 0) == (truth > 0)).float()

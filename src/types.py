@@ -19,6 +19,10 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def first(self, n: int) -> "Rollout":
+        """The first n samples."""
+        return Rollout(self.prompts[:n], self.latents[:n], self.timesteps, self.log_probs[:n], self.images[:n])
+
 
 @dataclass
 class Credit:

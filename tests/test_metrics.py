@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.callbacks.evaluation import CrossRewardEvaluation, picture_grid
+from src.callbacks.evaluation import EvaluationSet, picture_grid
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
 from src.metrics.glossary import lookup
@@ -48,9 +48,9 @@ def test_dormant_shares_by_hand():
 
 
 def test_gain_and_win_rate_by_hand():
-    callback = CrossRewardEvaluation("unused", {}, ["a", "b"], samples_per_prompt=1, every=1)
-    callback.base = {"hps": np.array([1.0, 3.0])}  # sd 1, of one sample a prompt
-    out = callback._compare("hps", np.array([1.0, 4.0]))
+    part = EvaluationSet("eval", ["a", "b"], [0, 1])
+    part.compare({"hps": torch.tensor([1.0, 3.0])}, "hps")  # sd 1, of one sample a prompt
+    out = part.compare({"hps": torch.tensor([1.0, 4.0])}, "hps")
     assert out["eval/hps/gain"] == pytest.approx(0.5)
     assert out["eval/hps/win_rate"] == pytest.approx(0.75)  # one tie, one win
     assert out["eval/hps/mean"] == 2.5 and out["eval/hps/std"] == 1.5
@@ -60,11 +60,19 @@ def test_gain_and_win_rate_by_hand():
 def test_base_sd_leaves_out_what_lies_between_prompts():
     values, units = np.array([1.0, 3.0, 101.0, 107.0]), ["a", "a", "b", "b"]
     assert spread_within(values, units) == pytest.approx(10**0.5)  # (1 + 1 + 9 + 9) / 2
-    callback = CrossRewardEvaluation("unused", {}, ["a", "b"], samples_per_prompt=2, every=1)
-    callback.base = {"hps": np.array([1.0, 101.0, 3.0, 107.0])}
-    out = callback._compare("hps", callback.base["hps"] + 10**0.5)
+    part, base = EvaluationSet("eval", ["a", "b", "a", "b"], [0, 1, 2, 3]), torch.tensor([1.0, 101.0, 3.0, 107.0])
+    part.compare({"hps": base}, "hps")
+    out = part.compare({"hps": base + 10**0.5}, "hps")
     assert out["eval/hps/gain"] == pytest.approx(1.0)
     assert out["eval/hps/base_sd"] == pytest.approx(10**0.5)
+
+
+def test_below_peak_and_gap_follow_the_gains():
+    part, base = EvaluationSet("held_out", ["a", "b"], [0, 1]), torch.tensor([-1.0, 1.0])
+    rows = [part.compare({"hps": base + up, "gold": base + true}, "hps") for up, true in ((0, 0), (1, 0.5), (2, -0.25))]
+    assert [row["held_out/gold/below_peak"] for row in rows] == pytest.approx([0, 0, 0.75])
+    assert [row["held_out/gold/gap"] for row in rows] == pytest.approx([0, 0.5, 2.25])
+    assert [row["held_out/hps/below_peak"] for row in rows] == pytest.approx([0, 0, 0])
 
 
 def test_unknown_keys_are_refused():

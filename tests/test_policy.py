@@ -4,6 +4,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from src.errors import UserError
+from src.policy import ddim
 from src.policy.diffusion import DiffusionPolicy
 from tests.conftest import BASE
 
@@ -102,3 +103,30 @@ def test_bad_options_are_refused():
         make_policy(eta=0.0)
     with pytest.raises(UserError, match=r"model_index\.json"):
         make_policy(path="/nowhere")
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_kl_is_zero_for_an_unmoved_policy_and_the_base_comes_back(finetune):
+    policy = make_policy(finetune=finetune)
+    rollout = policy.sample(PROMPTS, SEEDS)
+    assert torch.equal(policy.kl_to_base(rollout), torch.zeros(3, 4))
+    perturb(policy)
+    moved = policy.sample(PROMPTS, SEEDS)
+    assert (policy.kl_to_base(moved) > 0).all()
+    with policy.as_base():
+        assert torch.equal(policy.sample(PROMPTS, SEEDS).images, rollout.images)
+    assert torch.equal(policy.sample(PROMPTS, SEEDS).images, moved.images)
+
+
+def test_kl_equals_the_closed_form_for_a_mean_moved_by_a_constant():
+    """A bias added to the last convolution moves v by a constant d, x_0 by -sqrt(1 - a) d, eps by sqrt(a) d."""
+    policy, shift = make_policy(finetune="full"), 0.01
+    rollout = policy.sample(PROMPTS, SEEDS)
+    with torch.no_grad():
+        policy.unet.conv_out.bias += shift
+    a, a_prev = ddim.alpha_bars(policy.scheduler, policy.timesteps)
+    std = policy.step_std
+    moved = shift * (-(a_prev.sqrt()) * (1 - a).sqrt() + (1 - a_prev - std**2).clamp(min=0).sqrt() * a.sqrt())
+    dimensions = torch.tensor(policy.latent_shape).prod()
+    expected = dimensions * moved**2 / (2 * std**2)
+    torch.testing.assert_close(policy.kl_to_base(rollout), expected.expand(3, 4), rtol=2e-3, atol=1e-5)

@@ -32,7 +32,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_the_run_folder_is_complete(finished):
     names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
-    expected = {"config.yaml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints/last.ckpt"}
+    expected = {"config.yaml", "versions.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints/last.ckpt"}
     assert expected | {"samples/00000.png", "samples/00006.png", "lora/pytorch_lora_weights.safetensors"} <= names
     assert not [name for name in names if name.endswith((".partial", ".tmp"))]
     summary = json.loads((finished / "summary.json").read_text())

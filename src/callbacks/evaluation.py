@@ -1,6 +1,7 @@
 """Cross-reward evaluation: fixed prompts and seeds, every reward of the suite, against the base model's pictures."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,60 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from src.errors import UserError
-from src.metrics.intervals import bootstrap_mean, spread_within
+from src.metrics.diversity import DriftFromBase, WithinPromptDiversity
+from src.metrics.intervals import Interval, bootstrap_mean, spread_within
+from src.metrics.kl import TrajectoryKL
+from src.metrics.pictures import PictureStatistics
+from src.prompts import PromptSets
 from src.rewards.base import RewardModel
 from src.seeding import seed_of
-from src.types import Metrics
+from src.types import Metrics, Rollout
 
 EVALUATION_STREAM = 1 << 21  # keeps evaluation seeds apart from training seeds
+
+
+@dataclass
+class EvaluationSet:
+    """One set of prompts, each with its fixed seeds, and what the base model made of them."""
+
+    name: str  # first part of its keys
+    prompts: list[str]
+    seeds: list[int]
+    base: dict[str, Tensor] = field(default_factory=dict)  # reward -> scores of the base's pictures
+    base_features: Tensor | None = None
+    peak: dict[str, float] = field(default_factory=dict)  # reward -> highest gain so far
+
+    def compare(self, scores: dict[str, Tensor], trained: str) -> Metrics:
+        """Every reward against the base's pictures of the same prompts and seeds."""
+        self.base = self.base or scores
+        gains = {name: self._gain(name, values) for name, values in scores.items()}
+        metrics: Metrics = {}
+        for name, values in scores.items():
+            gain, base = gains[name], self.base[name]
+            self.peak[name] = max(gain.mean, self.peak.get(name, -np.inf))
+            wins = (values > base).float() + 0.5 * (values == base).float()
+            row = {
+                "mean": values.mean().item(),
+                "std": values.std(correction=0).item(),
+                "base_sd": self._base_sd(name),
+                "gain": gain.mean,
+                "gain_low": gain.low,
+                "gain_high": gain.high,
+                "win_rate": wins.mean().item(),
+                "below_peak": self.peak[name] - gain.mean,
+                "gap": gains[trained].mean - gain.mean,
+            }
+            metrics |= {f"{self.name}/{name}/{key}": value for key, value in row.items()}
+        return metrics
+
+    def _base_sd(self, name: str) -> float:
+        return max(spread_within(self.base[name].numpy(), self.prompts), 1e-12)
+
+    def _gain(self, name: str, values: Tensor) -> Interval:
+        return bootstrap_mean(((values - self.base[name]) / self._base_sd(name)).numpy(), self.prompts)
+
+    def state(self) -> dict[str, Any]:
+        return {"base": self.base, "base_features": self.base_features, "peak": self.peak}
 
 
 class CrossRewardEvaluation(Callback):
@@ -30,8 +79,12 @@ class CrossRewardEvaluation(Callback):
     evaluation draws from generators of its own.
 
     Args:
+        trained: name of the reward that is trained on.
         rewards: every reward to report, by name.
-        samples_per_prompt: pictures a prompt, each with its own fixed seed.
+        tower: its image embeddings measure diversity and drift; best one that no policy trains on.
+        samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
+            likewise.
+        kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
         grid_pictures: pictures of the grid that is saved and logged.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
     """
@@ -39,35 +92,48 @@ class CrossRewardEvaluation(Callback):
     def __init__(
         self,
         run_dir: str,
+        trained: str,
         rewards: dict[str, RewardModel],
-        prompts: list[str],
+        prompts: PromptSets,
+        num_steps: int,
+        tower: RewardModel,
         samples_per_prompt: int,
         every: int,
+        held_out_samples_per_prompt: int = 2,
+        kl_samples: int = 64,
         grid_pictures: int = 32,
         seed: int = 0,
     ):
-        if every < 1 or samples_per_prompt < 1:
-            raise UserError(f"evaluation.every={every} and samples_per_prompt={samples_per_prompt} must be at least 1.")
+        if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples) < 1:
+            raise UserError("evaluation: every, kl_samples and both samples_per_prompt must be at least 1.")
         self.folder, self.every, self.grid_pictures = Path(run_dir) / "samples", every, grid_pictures
-        self.rewards = rewards
-        self.prompts = [prompt for _ in range(samples_per_prompt) for prompt in prompts]
-        self.seeds = [seed_of(seed, i, EVALUATION_STREAM) for i in range(len(self.prompts))]
-        self.base: dict[str, np.ndarray] = {}
+        self.trained, self.rewards, self.tower = trained, rewards, tower
+        self.num_steps, self.kl_samples = num_steps, kl_samples
+        self.sets = []
+        sources = {
+            "eval": (prompts.train, samples_per_prompt),
+            "held_out": (prompts.held_out, held_out_samples_per_prompt),
+        }
+        for k, (name, (chosen, each)) in enumerate(sources.items()):
+            repeated = [prompt for _ in range(each) for prompt in chosen]
+            seeds = [seed_of(seed, i, EVALUATION_STREAM + k) for i in range(len(repeated))]
+            if repeated:
+                self.sets.append(EvaluationSet(name, repeated, seeds))
         self.seconds = 0.0
         self.history: list[Metrics] = []
 
     def state_dict(self) -> dict[str, Any]:
-        base = {name: torch.from_numpy(scores) for name, scores in self.base.items()}
-        return {"base": base, "history": self.history, "seconds": self.seconds}
+        return {"sets": [part.state() for part in self.sets], "history": self.history, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base = {name: scores.numpy() for name, scores in state_dict["base"].items()}
+        for part, state in zip(self.sets, state_dict["sets"], strict=True):
+            part.base, part.base_features, part.peak = state["base"], state["base_features"], state["peak"]
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for reward in self.rewards.values():
-            reward.to(pl_module.device)  # all but the trained one are part of no module
-        if not self.base:
+        for model in (*self.rewards.values(), self.tower):
+            model.to(pl_module.device)  # all but the trained one are part of no module
+        if not self.history:
             self.evaluate(trainer, pl_module)
 
     def on_train_batch_end(
@@ -78,44 +144,50 @@ class CrossRewardEvaluation(Callback):
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start = time.perf_counter()
-        images = pl_module.policy.sample(self.prompts, self.seeds).images
-        scores = {name: reward.score(images, self.prompts).cpu().numpy() for name, reward in self.rewards.items()}
-        for name, values in scores.items():
-            pl_module.check_finite(f"the evaluation by {name}", torch.from_numpy(values))
-        self.base = self.base or scores
         metrics: Metrics = {}
-        for name, values in scores.items():
-            metrics |= self._compare(name, values)
+        for part in self.sets:
+            rollout = pl_module.policy.sample(part.prompts, part.seeds)
+            scores = {name: reward.score(rollout.images, part.prompts).cpu() for name, reward in self.rewards.items()}
+            for name, values in scores.items():
+                pl_module.check_finite(f"the evaluation by {name}", values)
+            metrics |= part.compare(scores, self.trained)
+            if part.name == "eval":
+                metrics |= self._pictures(part, rollout.images) | self._kl(pl_module, rollout.first(self.kl_samples))
+                self._save_grid(trainer, pl_module, rollout.images, part.prompts, scores[self.trained])
         self.history.append(pl_module.record("evaluation", metrics))
-        self._save_grid(trainer, pl_module, images, scores)
         self.seconds += time.perf_counter() - start
 
-    def _compare(self, name: str, values: np.ndarray) -> Metrics:
-        base = self.base[name]
-        base_sd = max(spread_within(base, self.prompts), 1e-12)
-        gain = bootstrap_mean((values - base) / base_sd, self.prompts)
-        return {
-            f"eval/{name}/mean": float(values.mean()),
-            f"eval/{name}/std": float(values.std()),
-            f"eval/{name}/base_sd": base_sd,
-            f"eval/{name}/gain": gain.mean,
-            f"eval/{name}/gain_low": gain.low,
-            f"eval/{name}/gain_high": gain.high,
-            f"eval/{name}/win_rate": float(((values > base) + 0.5 * (values == base)).mean()),
-        }
+    @torch.no_grad()
+    def _pictures(self, part: EvaluationSet, images: Tensor) -> Metrics:
+        """Diversity within prompts, drift from the base, and the statistics that hacks move."""
+        features = torch.cat([self.tower.embed_images(chunk) for chunk in images.split(256)])
+        part.base_features = features if part.base_features is None else part.base_features.to(features)
+        diversity, drift, statistics = WithinPromptDiversity(), DriftFromBase(), PictureStatistics()
+        names = {prompt: k for k, prompt in enumerate(dict.fromkeys(part.prompts))}
+        diversity.update(features.cpu(), torch.tensor([names[prompt] for prompt in part.prompts]))
+        drift.update(features.cpu(), part.base_features.cpu())
+        statistics.update(images.cpu())
+        values = {**diversity.compute(), "drift": drift.compute(), **statistics.compute()}
+        return {f"pictures/{key}": value for key, value in values.items()}
+
+    def _kl(self, pl_module: LightningModule, rollout: Rollout) -> Metrics:
+        kl = TrajectoryKL(self.num_steps)
+        kl.update(pl_module.policy.kl_to_base(rollout).cpu())
+        profile = {f"kl/step_{k}": value for k, value in enumerate(kl.profile().tolist())}
+        values = kl.compute()
+        return {"kl/trajectory": values["kl"], "kl/sqrt": values["sqrt_kl"]} | profile
 
     def _save_grid(
-        self, trainer: Trainer, pl_module: LightningModule, images: Tensor, scores: dict[str, np.ndarray]
+        self, trainer: Trainer, pl_module: LightningModule, images: Tensor, prompts: list[str], scores: Tensor
     ) -> None:
         if not trainer.is_global_zero:
             return
         n = self.grid_pictures
-        trained = pl_module.reward_name
-        labels = [f"{p} {s:.1f}" for p, s in zip(self.prompts[:n], scores[trained][:n], strict=False)]
+        labels = [f"{p} {s:.1f}" for p, s in zip(prompts[:n], scores[:n].tolist(), strict=True)]
         grid = picture_grid(images[:n], labels)
         self.folder.mkdir(exist_ok=True)
         grid.save(self.folder / f"{pl_module.iteration:05d}.png")
-        caption = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries; label: {trained}"
+        caption = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries; label: {self.trained}"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 picture = wandb.Image(grid, caption=caption)

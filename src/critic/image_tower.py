@@ -14,7 +14,7 @@ from src.types import Rollout
 
 
 class ImageTowerCritic(Critic):
-    """Head on `reward.embed_images(decode(x_t))`.
+    """Head on `reward.embed_images(decode(x_t))`, times the root of the embedding's width.
 
     Args:
         batch_size: states decoded and embedded at a time.
@@ -41,6 +41,7 @@ class ImageTowerCritic(Critic):
         super().__init__(reward.embed_dim, hidden, dropout, activation, timestep_input)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._decode, self.batch_size = reward.embed_images, decode, batch_size
+        self._embed_dim = reward.embed_dim
         self.precision, self.stride = precision, stride
 
     @torch.no_grad()
@@ -51,5 +52,6 @@ class ImageTowerCritic(Critic):
         with torch.autocast(flat.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             starts = range(0, len(flat), self.batch_size)
             parts = [self._embed(self._decode(flat[i : i + self.batch_size])) for i in starts]
-        embedded = torch.cat(parts).float().unflatten(0, states.shape[:2])
+        # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
+        embedded = torch.cat(parts).float().unflatten(0, states.shape[:2]) * self._embed_dim**0.5
         return self.with_time(embedded.repeat_interleave(self.stride, 1)[:, :num_steps], rollout.timesteps)

@@ -44,13 +44,34 @@ GLOSSARY: dict[str, Entry] = {
     "eval/<reward>/gain_low": Entry("base sd", "lower end of its 95% interval (bootstrap over prompts)"),
     "eval/<reward>/gain_high": Entry("base sd", "upper end of its 95% interval"),
     "eval/<reward>/win_rate": Entry("share", "pictures scored above the base's of the same prompt and seed; ties half"),
+    "eval/<reward>/below_peak": Entry("base sd", "highest gain so far minus the gain now; of gold: overoptimization"),
+    "eval/<reward>/gap": Entry("base sd", "gain of the trained reward minus the gain of this one"),
+    "held_out/<reward>/<measure>": Entry("", "each of the above on prompts that no run trains on"),
+    "pictures/distance": Entry("1 - cos", "mean pairwise feature distance within a prompt"),
+    "pictures/vendi": Entry("pictures", "Vendi score within a prompt: effective number of different pictures"),
+    "pictures/drift": Entry("1 - cos", "feature distance from the base picture of the same prompt and seed"),
+    "pictures/saturation": Entry("0..1", "HSV saturation, mean over pixels"),
+    "pictures/dark_share": Entry("share", "pixels with luma below 0.1"),
+    "pictures/bright_share": Entry("share", "pixels with luma above 0.9"),
+    "pictures/edge_density": Entry("luma", "mean absolute difference of neighbouring pixels, both directions added"),
+    "pictures/colour_entropy": Entry("bits", "entropy of the histogram over 64 colours"),
+    "pictures/jpeg_bytes": Entry("bytes", "size as JPEG of quality 90"),
+    "kl/trajectory": Entry("nats", "KL from the base over whole trajectories, exact in each step, at visited states"),
+    "kl/sqrt": Entry("nats^(1/2)", "its square root"),
+    "kl/step_<k>": Entry("nats", "its share of the k-th denoising step, from the noisiest on"),
 }
+
+# what stands in <...>
+PARTS = {"<reward>": "[a-z0-9_]+", "<measure>": "[a-z_]+", "<k>": "[0-9]+"}
 
 
 @functools.cache
 def lookup(key: str) -> Entry:
     """The entry of a logged key. Raises KeyError on one that is not in the glossary."""
     for pattern, entry in GLOSSARY.items():
-        if re.fullmatch(re.escape(pattern).replace("<reward>", "[a-z0-9_]+"), key):
+        expression = re.escape(pattern)
+        for name, meaning in PARTS.items():
+            expression = expression.replace(name, meaning)
+        if re.fullmatch(expression, key):
             return entry
     raise KeyError(f"{key} is logged but not in src/metrics/glossary.py")

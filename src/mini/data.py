@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +60,7 @@ ANIMAL_OF = {
 class EmojiData:
     """Every picture with the concept it shows, its style, and whether the concept is an animal."""
 
-    images: Int[Tensor, "n 3 64 64"]  # uint8, RGB on white
+    images: UInt8[Tensor, "n 3 64 64"]  # RGB on white
     concept: Int[Tensor, " n"]  # index into names
     style: Int[Tensor, " n"]  # index into STYLES
     names: tuple[str, ...]  # animals first
@@ -153,7 +153,7 @@ def _prepare(folder: Path, target: Path) -> None:
     )
 
 
-def to_float(images: Int[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+def to_float(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """uint8 pictures as floats in [0, 1]."""
     return images.float() / 255
 

@@ -92,7 +92,7 @@ def agreement(judges: dict[str, RewardModel], num_steps: int, pictures: int, fol
     pool = load_pool(str(WEIGHTS / "base"), str(WEIGHTS / "gold"), "test", pictures, num_steps, folder)
     prompts = pool.prompts(torch.arange(len(pool.images)))
     scores = {name: judge.score(to_float(pool.images), prompts) for name, judge in judges.items()}
-    index = pairs_of(pool, 4000, seed=12345)
+    index = pairs_of(pool, seed=12345)[:4000]
     margins = {name: values[index[:, 0]] - values[index[:, 1]] for name, values in scores.items()}
     clear = margins["gold"].abs() > margins["gold"].abs().median()
     table = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -37,11 +37,11 @@ VERSION = 2  # of the recipe above
 class Pool:
     """Judged pictures of one split."""
 
-    images: Int[Tensor, "n 3 64 64"]  # uint8
+    images: UInt8[Tensor, "n 3 64 64"]
     concept: Int[Tensor, " n"]  # index into names
     utility: Float[Tensor, " n"]  # gold's U for the concept, nats
     soundness: Float[Tensor, " n"]  # gold's log-odds that it is a picture of some animal, nats
-    untouched: Tensor  # n, bool: by the base at its default sampler
+    untouched: Bool[Tensor, " n"]  # by the base at its default sampler
     names: list[str]
 
     def prompts(self, index: Int[Tensor, " b"]) -> list[str]:
@@ -121,24 +121,22 @@ def _fingerprint(folder: str) -> str:
     return digest.hexdigest()
 
 
-def pairs_of(pool: Pool, pairs: int, seed: int, keep: Tensor | None = None) -> Int[Tensor, "n 2"]:
-    """`pairs` distinct pairs of pictures of one concept, in random order. Raises UserError if there are too few."""
+def pairs_of(pool: Pool, seed: int, keep: Bool[Tensor, " n"] | None = None) -> Int[Tensor, "m 2"]:
+    """Distinct pairs of pictures of one concept, in random order; each picture meets at most six others."""
     rng = generator_of(seed, 0)
-    found = []
+    found = [torch.zeros(0, 2, dtype=torch.long)]
     for concept in range(len(pool.names)):
         own = pool.concept == concept
         index = torch.nonzero(own if keep is None else own & keep).flatten()
         index = index[torch.randperm(len(index), generator=rng)]
-        for step in (1, 2, 3):  # each picture meets at most six others
+        for step in (1, 2, 3):
             if len(index) >= 2 * step:
                 partners = torch.stack([index, index.roll(step)], 1)
                 found.append(partners[:step] if len(index) == 2 * step else partners)  # half way round, pairs repeat
     every = torch.cat(found)
-    if len(every) < pairs:
-        raise UserError(f"pairs={pairs} is more than the {len(every)} that the pool gives: raise pictures=.")
-    chosen = every[torch.randperm(len(every), generator=rng)[:pairs]]
-    flip = torch.rand(pairs, generator=rng) < 0.5
-    return torch.where(flip[:, None], chosen.flip(1), chosen)
+    every = every[torch.randperm(len(every), generator=rng)]
+    flip = torch.rand(len(every), generator=rng) < 0.5
+    return torch.where(flip[:, None], every.flip(1), every)
 
 
 def bradley_terry_labels(
@@ -203,7 +201,11 @@ class PreferenceData(LightningDataModule):
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.pool = load_pool(base, gold, split, pictures, num_steps, folder)
         self.test_pool = load_pool(base, gold, "test", pictures, num_steps, folder)
-        self.index = pairs_of(self.pool, pairs, seed)
+        self.index = pairs_of(self.pool, seed)[:pairs]
+        if len(self.index) < pairs:
+            raise UserError(
+                f"pairs={pairs} is more than the {len(self.index)} that pictures={pictures} give: raise it."
+            )
         difference = self.pool.utility[self.index[:, 0]] - self.pool.utility[self.index[:, 1]]
         self.labels = bradley_terry_labels(difference, temperature, label_noise, seed)
         self.held_out = pairs // 10

@@ -1,5 +1,8 @@
 """The policy: the denoiser of any diffusers StableDiffusionPipeline folder, fine-tuned by LoRA or in full."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +58,9 @@ class DiffusionPolicy(LightningModule):
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
         self.vae = pipeline.vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self._frozen: list[torch.nn.Module] = []  # of full fine-tuning: what it started from; no part of what is saved
         if finetune == "full":
+            self._frozen = [copy.deepcopy(self.unet)]
             self.unet.requires_grad_(True)
         else:
             targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
@@ -122,6 +127,38 @@ class DiffusionPolicy(LightningModule):
     ) -> Float[Tensor, " b"]:
         """log p_theta(x_prev | x_t, c), averaged over latent dimensions; differentiable in theta."""
         return ddim.gaussian_log_prob(x_prev, *self.step_distribution(x_t, t, text))
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The model as it was before fine-tuning, for as long as the context lasts."""
+        if self.finetune == "lora":
+            self.unet.disable_adapters()
+            try:
+                yield
+            finally:
+                self.unet.enable_adapters()
+        else:
+            tuned, self.unet = self.unet, self._frozen[0].to(self.device)
+            try:
+                yield
+            finally:
+                self.unet = tuned
+
+    @torch.no_grad()
+    def kl_to_base(self, rollout: Rollout) -> Float[Tensor, "b t"]:
+        """KL(p_theta || p_base) of each step at the states a rollout visited, nats, summed over latent dimensions."""
+        text = self.encode_prompts(rollout.prompts)
+        columns = []
+        for j, t in enumerate(rollout.timesteps):
+            parts = []
+            for rows in torch.arange(len(rollout)).split(self.sampling_batch):
+                x_t, step = rollout.latents[rows, j], t.expand(len(rows))
+                mean, std = self.step_distribution(x_t, step, text[rows])
+                with self.as_base():
+                    reference, _ = self.step_distribution(x_t, step, text[rows])
+                parts.append(ddim.gaussian_kl(mean, reference, std))
+            columns.append(torch.cat(parts))
+        return torch.stack(columns, 1)
 
     def noise(self, seeds: list[int]) -> Float[Tensor, "b t1 c h w"]:
         """All the randomness of a trajectory, a function of the sample's own seed: x_T, then one draw a step."""

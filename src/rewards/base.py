@@ -79,7 +79,10 @@ class RewardModel(LightningModule):
         self.log("val/loss", self.loss(batch), prog_bar=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p.requires_grad_() for p in self.learnable()])
+        learnable = self.learnable()
+        for parameter in learnable:
+            parameter.requires_grad_()
+        optimizer = self.optimizer(learnable)
         steps = int(self.trainer.estimated_stepping_batches)
         rise = lambda step: min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rise)

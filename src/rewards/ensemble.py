@@ -21,6 +21,9 @@ class EnsembleReward(RewardModel):
         centres, scales: mean and standard deviation of each member on the base's pictures.
     """
 
+    centres: Tensor
+    scales: Tensor
+
     def __init__(
         self,
         members: list[RewardModel],

@@ -1,0 +1,189 @@
+"""The plots of the report. Every function takes runs and returns a plotly figure, or None where there is nothing."""
+
+import math
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from src.metrics.fits import fit_reward
+from src.report.runs import Run
+
+# Okabe and Ito's palette: told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
+JUDGE = "gold"
+LAYOUT = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"color": "#7d7d7d", "size": 13},
+    "margin": {"l": 55, "r": 15, "t": 35, "b": 45},
+    "legend": {"orientation": "h", "y": -0.2},
+    "hovermode": "x unified",
+    "height": 400,
+}
+AXIS = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.6)"}
+
+
+def styled(figure: go.Figure, **layout) -> go.Figure:
+    return figure.update_layout(**(LAYOUT | layout)).update_xaxes(**AXIS).update_yaxes(**AXIS)
+
+
+def colour_of(k: int, opacity: float = 1.0) -> str:
+    code = COLOURS[k % len(COLOURS)]
+    red, green, blue = (int(code[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def reward_curves(run: Run) -> go.Figure:
+    """Gain of every reward over reward queries, with 95% intervals; dotted lines where neurons were reset."""
+    figure = go.Figure()
+    for k, name in enumerate(n for n in run.rewards if f"eval/{n}/gain" in run.evaluations[0]):
+        low, high = run.series(f"eval/{name}/gain_low"), run.series(f"eval/{name}/gain_high")
+        figure.add_scatter(
+            x=run.queries + run.queries[::-1],
+            y=high + low[::-1],
+            fill="toself",
+            fillcolor=colour_of(k, 0.15),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        label = f"{name} (trained)" if name == run.trained else name
+        line = {"color": colour_of(k), "width": 3 if name in (run.trained, JUDGE) else 1.5}
+        figure.add_scatter(x=run.queries, y=run.series(f"eval/{name}/gain"), name=label, line=line)
+        held_out = run.series(f"held_out/{name}/gain")
+        if not all(map(math.isnan, held_out)):
+            dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
+            figure.add_scatter(x=run.queries, y=held_out, name=f"{name}, held-out prompts", line=dashed)
+    for row in run.iterations:
+        if row.get("reset/share", 0) > 0:
+            figure.add_vline(
+                x=row["reward_queries"], line={"color": "rgba(128,128,128,0.35)", "dash": "dot", "width": 1}
+            )
+    return styled(figure, xaxis_title="reward queries [images]", yaxis_title="gain over the base [base sd]")
+
+
+def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
+    """Where training went: gain of the trained reward to the right, gain of gold upwards."""
+    figure = go.Figure()
+    for k, run in enumerate(runs):
+        judged = run.series(f"eval/{JUDGE}/gain")
+        if all(map(math.isnan, judged)):
+            continue
+        figure.add_scatter(
+            x=run.series(f"eval/{run.trained}/gain"),
+            y=judged,
+            mode="lines+markers",
+            name=run.label,
+            line={"color": colour_of(k)},
+            text=[f"{q:,} queries" for q in run.queries],
+        )
+    if not figure.data:
+        return None
+    return styled(
+        figure,
+        hovermode="closest",
+        xaxis_title="gain of the trained reward [base sd]",
+        yaxis_title="gain of gold [base sd]",
+    )
+
+
+def kl_frontier(runs: list[Run]) -> go.Figure | None:
+    """Gold over distance from the base, with Gao et al.'s form fitted to each run."""
+    figure = go.Figure()
+    for k, run in enumerate(runs):
+        distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
+        if all(map(math.isnan, distance)) or all(map(math.isnan, judged)):
+            continue
+        text = [f"{q:,} queries" for q in run.queries]
+        marker = {"color": colour_of(k)}
+        figure.add_scatter(x=distance, y=judged, mode="markers", name=run.label, marker=marker, text=text)
+        if sum(d > 0 for d in distance) >= 3:
+            fit = fit_reward(distance, judged, "rl")
+            grid = np.linspace(0, max(distance), 80)
+            name = f"fit: alpha {fit.alpha:.2f}, beta {fit.beta:.2f}, R² {fit.r2:.2f}"
+            dashed = {"color": colour_of(k), "dash": "dash", "width": 1.5}
+            figure.add_scatter(x=grid, y=fit(grid), mode="lines", name=name, line=dashed, hoverinfo="skip")
+    if not figure.data:
+        return None
+    return styled(
+        figure, hovermode="closest", xaxis_title="sqrt(KL from the base) [nats^½]", yaxis_title="gain of gold [base sd]"
+    )
+
+
+def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:
+    """Final gain of every reward (columns) under training on each (rows), averaged over runs."""
+    trained = list(dict.fromkeys(run.trained for run in runs))
+    columns = list(dict.fromkeys(name for run in runs for name in run.rewards))
+    if len(trained) < 2 and len(columns) < 3:
+        return None
+
+    def cell(row: str, column: str) -> float:
+        values = [run.evaluations[-1].get(f"eval/{column}/gain") for run in runs if run.trained == row]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    values = [[cell(row, column) for column in columns] for row in trained]
+    text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]
+    heat = go.Heatmap(
+        z=values, x=columns, y=trained, text=text, texttemplate="%{text}", colorscale="RdBu", zmid=0, hoverongaps=False
+    )
+    height = 160 + 60 * len(trained)
+    return styled(
+        go.Figure(heat), height=height, xaxis_title="evaluated on", yaxis_title="trained on", hovermode="closest"
+    )
+
+
+HEALTH = {
+    "critic/explained_variance": "critic: explained variance",
+    "policy/clip_fraction": "policy: clip fraction",
+    "policy/grad_norm": "policy: gradient norm",
+    "neurons/dormant_0": "critic: dormant neurons",
+}
+LOOKS = {
+    "pictures/vendi": "Vendi score within prompts",
+    "pictures/drift": "drift from the base [1 - cos]",
+    "pictures/saturation": "saturation",
+    "pictures/edge_density": "edge density",
+}
+
+
+def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> go.Figure | None:
+    """A panel for each key, a line for each run."""
+    known = {
+        key: title for key, title in keys.items() if any(key in row for run in runs for row in _rows(run, kind)[:1])
+    }
+    if not known:
+        return None
+    columns = 2
+    figure = make_subplots(-(-len(known) // columns), columns, subplot_titles=list(known.values()))
+    for panel, key in enumerate(known):
+        for k, run in enumerate(runs):
+            rows = _rows(run, kind)
+            figure.add_scatter(
+                x=[row["reward_queries"] for row in rows],
+                y=run.series(key, rows),
+                name=run.label,
+                line={"color": colour_of(k), "width": 1.5},
+                legendgroup=str(k),
+                showlegend=panel == 0,
+                row=panel // columns + 1,
+                col=panel % columns + 1,
+            )
+    return styled(figure, height=110 + 230 * (-(-len(known) // columns)))
+
+
+def _rows(run: Run, kind: str) -> list:
+    return run.iterations if kind == "iteration" else run.evaluations
+
+
+def kl_profile(run: Run) -> go.Figure | None:
+    """Which denoising steps the policy has moved, at each evaluation."""
+    steps = run.config["num_steps"]
+    if "kl/step_0" not in run.evaluations[-1]:
+        return None
+    z = [[row[f"kl/step_{k}"] for row in run.evaluations] for k in range(steps)]
+    heat = go.Heatmap(z=z, x=run.queries, y=list(range(steps)), colorscale="Viridis", colorbar={"title": "nats"})
+    figure = go.Figure(heat)
+    figure.update_yaxes(autorange="reversed")
+    return styled(figure, xaxis_title="reward queries [images]", yaxis_title="denoising step", hovermode="closest")

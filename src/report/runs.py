@@ -1,0 +1,119 @@
+"""What finished and unfinished runs left in their folders, ready to be drawn."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from src.errors import UserError
+
+Row = dict[str, Any]
+IGNORED = ("run_dir", "resume", "threads", "logger", "name", "checkpoint_every")  # say nothing about the experiment
+
+
+@dataclass
+class Run:
+    """One run folder, read."""
+
+    folder: Path
+    config: dict[str, Any]
+    iterations: list[Row]
+    evaluations: list[Row]  # the base model's first
+    label: str = ""
+
+    @property
+    def trained(self) -> str:
+        return self.config["train_reward"]
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of all evaluated rewards, the trained one first, judges last."""
+        judges = list(self.config["suite"].get("judges") or {})
+        others = [name for name in self.config["suite"]["rewards"] if name != self.trained]
+        return [self.trained, *others, *judges]
+
+    def series(self, key: str, rows: list[Row] | None = None) -> list[float | int]:
+        return [row.get(key, float("nan")) for row in (self.evaluations if rows is None else rows)]
+
+    @property
+    def queries(self) -> list[int]:
+        return [row["reward_queries"] for row in self.evaluations]
+
+
+def find_runs(paths: Iterable[str]) -> list[Run]:
+    """Every run at or below the paths, labelled by what sets them apart. Raises UserError where there is none."""
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such folder.")
+        found = sorted(file.parent for file in path.rglob("metrics.jsonl") if (file.parent / "config.yaml").exists())
+        if not found:
+            raise UserError(f"{path} holds no run (a folder with config.yaml and metrics.jsonl).")
+        folders |= dict.fromkeys(folder.resolve() for folder in found)
+    runs = [run for folder in folders if (run := read_run(folder)) is not None]
+    if not runs:
+        raise UserError("none of these runs has been evaluated yet; the base model's evaluation comes first.")
+    differing = differences(runs)
+    for run in runs:
+        parts = [f"{key.split('.')[-1]}={flat(run.config).get(key)}" for key in differing[:4]]
+        run.label = ", ".join(parts) or run.folder.name
+    return runs
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in a folder, or None if it is none of fine-tuning or has not been evaluated yet."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    if config.get("task") == "train_reward":
+        return None
+    rows = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # a row cut short by a kill
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("iteration", "evaluation")}
+    if not by_kind["evaluation"]:
+        return None
+    return Run(folder, config, by_kind["iteration"], by_kind["evaluation"])
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def differences(runs: list[Run]) -> list[str]:
+    """Keys that are not the same in all runs."""
+    configs = [flat({k: v for k, v in run.config.items() if k not in IGNORED}) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+
+
+def headline(run: Run, judge: str = "gold") -> str:
+    """The outcome in one sentence of plain words."""
+    last, queries = run.evaluations[-1], run.evaluations[-1]["reward_queries"]
+    proxy = last[f"eval/{run.trained}/gain"]
+    verb = "rose" if proxy >= 0 else "fell"
+    start = f"In {queries:,} reward queries the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
+    if f"eval/{judge}/gain" not in last:
+        return f"{start}; this suite has no {judge} judge to say what became of the truth."
+    gains = run.series(f"eval/{judge}/gain")
+    peak = max(range(len(gains)), key=lambda k: gains[k])
+    lost = gains[peak] - gains[-1]
+    if peak == len(gains) - 1:
+        return f"{start}; {judge} rose with it to {gains[-1]:+.1f} and has not fallen yet."
+    where = (
+        "was highest before training"
+        if peak == 0
+        else (f"peaked at {run.queries[peak]:,} queries ({gains[peak]:+.2f})")
+    )
+    return f"{start}; {judge} {where} and had lost {lost:.1f} base sd at the end."

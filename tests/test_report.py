@@ -1,0 +1,88 @@
+"""The report of runs: what it says, and that the page holds all it needs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from src.errors import UserError
+from src.report.page import write_report
+from src.report.runs import differences, find_runs, headline
+from tests.conftest import ROOT
+
+
+def make_run(folder: Path, gold: list[float], proxy: list[float], seed: int = 0, trained: str = "hps") -> Path:
+    """A run folder of the shape that real ones have, with these gains at every 640 queries."""
+    (folder / "samples").mkdir(parents=True)
+    suite = {"rewards": {"hps": {}, "aesthetic": {}}, "judges": {"gold": {}}}
+    config = {"name": "tdpo_r_hps", "train_reward": trained, "suite": suite, "seed": seed, "num_steps": 2}
+    OmegaConf.save(OmegaConf.create(config | {"run_dir": str(folder)}), folder / "config.yaml")
+    rows = []
+    for k, (g, p) in enumerate(zip(gold, proxy, strict=True)):
+        row = {"kind": "evaluation", "iteration": 10 * k, "reward_queries": 640 * k, "kl/sqrt": float(k)}
+        row |= {"kl/trajectory": float(k * k), "kl/step_0": 0.3 * k, "kl/step_1": 0.7 * k, "pictures/vendi": 3.0}
+        for name, gain in (("gold", g), ("hps", p), ("aesthetic", 0.5 * p)):
+            row |= {
+                f"eval/{name}/gain": gain,
+                f"eval/{name}/gain_low": gain - 0.1,
+                f"eval/{name}/gain_high": gain + 0.1,
+            }
+            row |= {f"eval/{name}/below_peak": 0.0, f"eval/{name}/win_rate": 0.5, f"held_out/{name}/gain": gain / 2}
+        rows.append(row)
+        rows.append(
+            {"kind": "iteration", "iteration": 10 * k + 1, "reward_queries": 640 * k + 64, "reset/share": k % 2}
+        )
+        Image.new("RGB", (1200, 300), "white").save(folder / f"samples/{10 * k:05d}.png")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "iter')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gold", "ending"),
+    [
+        (
+            [0, 0.4, -0.4],
+            "rose by 2.1 base sd; gold peaked at 640 queries (+0.40) and had lost 0.8 base sd at the end.",
+        ),
+        ([0, -0.4, -1.4], "gold was highest before training and had lost 1.4 base sd at the end."),
+        ([0, 0.1, 0.2], "gold rose with it to +0.2 and has not fallen yet."),
+    ],
+)
+def test_the_headline_says_what_happened(tmp_path, gold, ending):
+    run = find_runs([str(make_run(tmp_path / "run", gold, [0, 1, 2.1]))])[0]
+    assert headline(run).startswith("In 1,280 reward queries the trained reward (hps)")
+    assert headline(run).endswith(ending)
+
+
+def test_one_page_without_a_network(tmp_path):
+    folder = make_run(tmp_path / "run", [0, 0.4, -0.4, -1.0], [0, 1, 2, 2.5])
+    page = write_report(find_runs([str(folder)]), folder / "report.html").read_text()
+    own = re.sub(r"<script>/\*\*.*?</script>", "", page, count=1, flags=re.DOTALL)  # all but plotly.js itself
+    assert "plotly.js" in page and not re.search(r"(src|href)=\"https?:", own)
+    assert own.count("plotly-graph-div") >= 5  # curves, profile, proxy against gold, frontier, matrix, looks, health
+    assert own.count("data:image/webp;base64,") >= 4
+    assert "R²" in own or "R\\u00b2" in own
+    assert "gold peaked at 640 queries" in own
+
+
+def test_runs_are_labelled_by_what_sets_them_apart(tmp_path):
+    make_run(tmp_path / "a", [0, 1], [0, 1], seed=0)
+    make_run(tmp_path / "deeper/b", [0, 1], [0, 1], seed=1, trained="aesthetic")
+    runs = find_runs([str(tmp_path)])
+    assert differences(runs) == ["train_reward", "seed"]
+    assert [run.label for run in runs] == ["train_reward=hps, seed=0", "train_reward=aesthetic, seed=1"]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "How the runs differ" in page and "Cross-reward matrix" in page
+
+
+def test_folders_without_runs_are_told(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        find_runs([str(tmp_path)])
+    command = [sys.executable, "-m", "src.report", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (2, f"error: {tmp_path}/nowhere: no such folder.")
