@@ -203,9 +203,7 @@ class PreferenceData(LightningDataModule):
         self.test_pool = load_pool(base, gold, "test", pictures, num_steps, folder)
         self.index = pairs_of(self.pool, seed)[:pairs]
         if len(self.index) < pairs:
-            raise UserError(
-                f"pairs={pairs} is more than the {len(self.index)} that pictures={pictures} give: raise it."
-            )
+            raise UserError(f"pairs={pairs} is more than the {len(self.index)} that pictures={pictures} give.")
         difference = self.pool.utility[self.index[:, 0]] - self.pool.utility[self.index[:, 1]]
         self.labels = bradley_terry_labels(difference, temperature, label_noise, seed)
         self.held_out = pairs // 10
