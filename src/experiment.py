@@ -55,8 +55,7 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
     for judge in judges.values():
         judge.check_prompts([*prompts.train, *prompts.held_out])
-    evaluation = build(
-        cfg["evaluation"],
+    evaluation = build(cfg["evaluation"], _partial_=True)(
         run_dir=str(folder),
         trained=cfg["train_reward"],
         rewards=rewards | judges,
@@ -196,6 +195,8 @@ def summarise(
 
 def print_summary(folder: Path, summary: dict[str, Any]) -> None:
     final, console = summary["final"], Console()
+    if not console.is_terminal:
+        console = Console(width=110)  # of a log file nobody knows the width
     table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
     for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
         table.add_column(column, justify="right")
