@@ -1,10 +1,11 @@
 # Everything runs in .venv, which every target makes for itself.
 PYTHON ?= python3
 BIN := .venv/bin
-STAGES := vae clip unet classifier distill
+STAGES := vae clip unet classifier distill gold
 STAGE ?= $(STAGES)
+REWARD ?= hps
 
-.PHONY: setup run test check mini clean
+.PHONY: setup run test check mini rewards clean
 
 setup: .venv/.ready
 
@@ -28,6 +29,12 @@ mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"
 	for stage in $(STAGE); do $(BIN)/python -m src.mini.build stage=$$stage || exit 1; done
 	$(BIN)/python -m src.mini.card
+
+rewards: setup  ## train the miniature world's rewards anew, or one of them: make rewards REWARD=hps
+	for reward in $(REWARD); do \
+	  $(BIN)/python -m src.run +experiment=train_reward_$$reward run_dir=data/mini/reward_$$reward || exit 1; \
+	  mkdir -p src/mini/weights/$$reward && cp data/mini/reward_$$reward/reward/* src/mini/weights/$$reward/; \
+	done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
