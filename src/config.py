@@ -42,11 +42,12 @@ class Suite:
     base: str = MISSING
     feature_precision: str = "fp32"
     feature_stride: int = 1
-    lr: dict[str, float] = field(default_factory=lambda: {"timestep": 1e-4, "trajectory": 3e-4})
+    lr: dict[str, dict[str, float]] = MISSING  # by what is fine-tuned, then by the algorithm's schedule
     clip_range: float = 1e-4
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16
     timestep_weighting: str = "uniform"
+    timestep_fraction: float = 1.0
     rewards: dict[str, Any] = MISSING  # what a policy may train on
     judges: dict[str, Any] | None = None  # what only evaluates
     tower: dict[str, Any] = MISSING
@@ -62,6 +63,7 @@ class RewardTraining:
     optimizer: dict[str, Any] = MISSING
     max_epochs: int = MISSING
     patience: int = MISSING  # epochs without a better held-out loss
+    centering: float = 0.05  # how strongly the offsets of prompts are drawn together
 
 
 @dataclass

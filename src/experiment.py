@@ -57,10 +57,8 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
         judge.check_prompts([*prompts.train, *prompts.held_out])
     evaluation = build(cfg["evaluation"], _partial_=True)(
         run_dir=str(folder),
-        trained=cfg["train_reward"],
         rewards=rewards | judges,
         prompts=prompts,
-        num_steps=cfg["num_steps"],
     )
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
@@ -76,8 +74,9 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
             restore_finished(checkpoint, finetuner, evaluation)
         else:
             trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
-        finetuner.policy.save(folder / "lora")
+        weights = finetuner.policy.save(folder)
         summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+        print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
         print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
         return summary
     except UserError:
@@ -189,11 +188,11 @@ def summarise(
         "versions": versions(),
     }
     write_json(folder / "summary.json", summary)
-    print_summary(folder, summary)
+    print_summary(summary)
     return summary
 
 
-def print_summary(folder: Path, summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
     final, console = summary["final"], Console()
     if not console.is_terminal:
         console = Console(width=110)  # of a log file nobody knows the width
@@ -222,4 +221,3 @@ def print_summary(folder: Path, summary: dict[str, Any]) -> None:
         f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
         f"evaluation {summary['evaluation_seconds']:.0f} s; KL from the base {final['kl/trajectory']:.1f} nats"
     )
-    print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   LoRA: {folder / 'lora'}")

@@ -16,7 +16,7 @@ from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.metrics.glossary import lookup
-from src.metrics.training import critic_metrics, neuron_metrics, reset_metrics, reward_metrics
+from src.metrics.training import RatioStatistics, critic_metrics, neuron_metrics, reset_metrics, reward_metrics
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
 from src.resets.base import Reset
@@ -85,6 +85,7 @@ class RewardFinetuner(LightningModule):
             rollout = self.sample(batch)
         with self._timed("rewards"):
             rewards = self.score(rollout)
+        rollout = rollout.noisiest(self.algorithm.trained_steps(self.policy.num_steps))
         with self._timed("critic_features"):
             features = self.critic.features(rollout) if self.critic is not None else None
         with self._timed("update"):
@@ -113,14 +114,14 @@ class RewardFinetuner(LightningModule):
         if self.critic is not None and features is not None:
             with torch.no_grad():
                 values = self.critic.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        return self.algorithm.credit(normalised, self.policy.step_std, values)
+        return self.algorithm.credit(normalised, self.policy.step_std[: len(rollout.timesteps)], values)
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "b t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
         text = self.policy.encode_prompts(rollout.prompts)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        steps = 0
-        for samples, slots in self._updates(len(rollout)):
+        ratios, steps = RatioStatistics(rollout.log_probs.shape[1], self.device), 0
+        for samples, slots in self._updates(*rollout.log_probs.shape):
             for part in torch.arange(len(samples)).split(self.microbatch):
                 i, j = samples[part], slots[part]
                 share = len(part) / len(samples)
@@ -131,9 +132,7 @@ class RewardFinetuner(LightningModule):
                 policy = self.algorithm.policy_loss(log_prob, old, credit.advantages[i, j])
                 self.manual_backward(policy.loss * share)
                 sums["policy/loss"] += share * policy.loss.detach()
-                sums["policy/ratio_mean"] += share * policy.ratio.mean()
-                sums["policy/ratio_std"] += share * policy.ratio.std(correction=0)
-                sums["policy/clip_fraction"] += share * policy.clipped.mean()
+                ratios.update(j, policy.ratio, policy.clipped)
                 if features is not None:
                     value_loss = self._critic_loss(features[i, j], credit, i, j)
                     self.manual_backward(value_loss * share)
@@ -142,7 +141,7 @@ class RewardFinetuner(LightningModule):
                 sums[name] += norm
             steps += 1
         self.optimizer_steps += steps
-        means = {name: total.item() / steps for name, total in sums.items()}
+        means = {name: total.item() / steps for name, total in sums.items()} | ratios.metrics()
         for name, value in means.items():
             self.check_finite(name, torch.tensor(value))
         return means
@@ -162,9 +161,9 @@ class RewardFinetuner(LightningModule):
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
-    def _updates(self, b: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+    def _updates(self, b: int, t: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row."""
-        size, t = self.algorithm.samples_per_update or b, self.policy.num_steps
+        size = self.algorithm.samples_per_update or b
         for epoch in range(self.algorithm.inner_epochs):
             order = torch.arange(b)
             if size < b:

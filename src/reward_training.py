@@ -48,7 +48,7 @@ def run_reward_training(composed: DictConfig) -> dict[str, Any]:
     training = cfg["reward_training"]
     model: RewardModel = build(training["model"])
     data = build(training["data"])
-    model.optimizer = build(training["optimizer"])
+    model.optimizer, model.centering = build(training["optimizer"]), training["centering"]
     open_run_dir(folder, cfg, checkpoint_bytes=3 * 4 * sum(p.numel() for p in model.learnable()))
     print(f"run folder: {folder}", flush=True)
     started = time.perf_counter()

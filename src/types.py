@@ -19,6 +19,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def noisiest(self, steps: int) -> "Rollout":
+        """The first steps of every trajectory."""
+        return Rollout(
+            self.prompts, self.latents[:, : steps + 1], self.timesteps[:steps], self.log_probs[:, :steps], self.images
+        )
+
     def first(self, n: int) -> "Rollout":
         """The first n samples."""
         return Rollout(self.prompts[:n], self.latents[:n], self.timesteps, self.log_probs[:n], self.images[:n])

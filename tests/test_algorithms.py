@@ -6,6 +6,7 @@ import torch
 from src.algorithms.base import clipped_surrogate, clipped_value_loss
 from src.algorithms.ddpo import DDPO
 from src.algorithms.tdpo import TDPO
+from src.errors import UserError
 from src.normalise import standardise
 
 TDPO_ARGS = {"clip_range": 1e-4, "value_clip_range": 0.2, "advantage_clip": 5.0}
@@ -77,3 +78,14 @@ def test_variance_weighting_by_hand():
     credit = made.credit(torch.tensor([2.0]), torch.tensor([3.0, 1.0]), None)  # sigma^2 9 and 1, mean 5
     torch.testing.assert_close(credit.advantages, torch.tensor([[2 * 9 / 5, 2 / 5]]))
     assert made.weights(torch.rand(7)).mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("fraction", "steps"), [(1.0, 10), (0.5, 5), (0.34, 3), (0.01, 1)])
+def test_trained_steps(fraction, steps):
+    assert DDPO(1e-4, 5.0, timestep_fraction=fraction).trained_steps(10) == steps
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_wrong_fractions_are_told(fraction):
+    with pytest.raises(UserError, match=f"timestep_fraction={fraction}"):
+        DDPO(1e-4, 5.0, timestep_fraction=fraction)

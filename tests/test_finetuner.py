@@ -3,6 +3,7 @@
 import functools
 
 import lightning
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class PictureCritic(Critic):
 
     def features(self, rollout):
         pooled = F.adaptive_avg_pool2d(rollout.images, 2).flatten(1)
-        return pooled[:, None].expand(-1, STEPS, -1).contiguous()
+        return pooled[:, None].expand(-1, len(rollout.timesteps), -1).contiguous()
 
 
 class NotANumber(Redness):
@@ -115,12 +116,23 @@ def test_the_reward_rises(algorithm):
 def test_updates_per_iteration():
     per_timestep = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8))
     per_trajectory = build(DDPO(1e-4, 5.0, samples_per_update=8))
-    assert len(list(per_timestep._updates(32))) == 4 * STEPS
-    assert len(list(per_trajectory._updates(32))) == 4
+    assert len(list(per_timestep._updates(32, STEPS))) == 4 * STEPS
+    assert len(list(per_trajectory._updates(32, STEPS))) == 4
     for finetuner in (per_timestep, per_trajectory):
-        pairs = [pair for i, j in finetuner._updates(32) for pair in zip(i.tolist(), j.tolist(), strict=True)]
+        pairs = [pair for i, j in finetuner._updates(32, STEPS) for pair in zip(i.tolist(), j.tolist(), strict=True)]
         assert sorted(pairs) == [(i, j) for i in range(32) for j in range(STEPS)]  # each row once
-    assert all(len(set(j.tolist())) == 1 for _, j in per_timestep._updates(32))  # timesteps are aligned
+    assert all(len(set(j.tolist())) == 1 for _, j in per_timestep._updates(32, STEPS))  # timesteps are aligned
+
+
+def test_a_fraction_of_the_timesteps_is_trained():
+    finetuner = build(TDPO(1e-4, 0.2, 5.0, timestep_fraction=0.5), critic=new_critic())
+    seen = []
+    predict = finetuner.policy.log_prob
+    finetuner.policy.log_prob = lambda x, y, t, text: seen.append(t) or predict(x, y, t, text)
+    rows = fit(finetuner, 1)
+    kept = round(0.5 * STEPS)
+    assert finetuner.optimizer_steps == kept and np.isfinite(rows[0]["policy/loss"])
+    assert [t.unique().item() for t in seen] == finetuner.policy.timesteps[:kept].tolist()  # the noisiest
 
 
 def test_microbatches_do_not_change_the_update():

@@ -7,9 +7,10 @@ from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
-from src.metrics.training import explained_variance, neuron_metrics
+from src.metrics.training import RatioStatistics, critic_metrics, explained_variance, neuron_metrics
 from src.prompts import PromptBatches
 from src.seeding import seed_of
+from src.types import Credit
 
 
 def test_bootstrap_weighs_prompts_not_samples():
@@ -38,6 +39,27 @@ def test_explained_variance_by_hand():
     assert explained_variance(torch.zeros(4), returns) == 0
     assert explained_variance(-returns, returns) == -3
     assert explained_variance(torch.zeros(4), torch.ones(4)) == 0
+
+
+def test_ratio_statistics_by_hand():
+    statistics = RatioStatistics(2, torch.device("cpu"))
+    statistics.update(torch.tensor([0, 0]), torch.tensor([1.0001, 0.9999]), torch.tensor([1.0, 0.0]))
+    statistics.update(torch.tensor([1]), torch.tensor([1.0003]), torch.tensor([0.0]))
+    metrics = statistics.metrics()
+    assert metrics["policy/ratio_mean"] == pytest.approx(1.0001, abs=1e-7)
+    assert metrics["policy/ratio_mean/step_0"] == pytest.approx(1, abs=1e-7)
+    assert metrics["policy/ratio_std/step_0"] == pytest.approx(1e-4, rel=1e-2)
+    assert metrics["policy/ratio_std"] == pytest.approx((8 / 3) ** 0.5 * 1e-4, rel=1e-2)  # of +1, -1, +3
+    assert metrics["policy/ratio_std/step_1"] == 0
+    assert metrics["policy/clip_fraction"] == pytest.approx(1 / 3)
+    assert (metrics["policy/clip_fraction/step_0"], metrics["policy/clip_fraction/step_1"]) == (0.5, 0)
+
+
+def test_explained_variance_by_step():
+    returns = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    metrics = critic_metrics(Credit(returns, returns, torch.tensor([[1.0, 0.5], [-1.0, -0.5]])))
+    assert metrics["critic/explained_variance/step_0"] == 1
+    assert metrics["critic/explained_variance/step_1"] == pytest.approx(0.75)
 
 
 def test_dormant_shares_by_hand():

@@ -81,14 +81,14 @@ def test_prompts_are_encoded_once():
 def test_lora_opens_in_plain_diffusers(tmp_path):
     policy = make_policy()
     perturb(policy)
-    policy.save(tmp_path)
+    assert policy.save(tmp_path) == tmp_path / "lora"
     ours = policy.decode(torch.ones(1, 4, 16, 16))  # the decoder is untouched by training
     pipe = StableDiffusionPipeline.from_pretrained(BASE)
     assert np.isfinite(ours.numpy()).all()
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([500, 100])
     text = policy.encode_prompts(["cat", "dog"])
     base = pipe.unet(x, t, text).sample
-    pipe.load_lora_weights(tmp_path)
+    pipe.load_lora_weights(tmp_path / "lora")
     torch.testing.assert_close(pipe.unet(x, t, text).sample, policy.predict(x, t, text), atol=1e-4, rtol=1e-4)
     assert (pipe.unet(x, t, text).sample - base).abs().max() > 1e-3
 

@@ -36,6 +36,7 @@ def make_run(folder: Path, gold: list[float], proxy: list[float], seed: int = 0,
         rows.append(row)
         rows.append(
             {"kind": "iteration", "iteration": 10 * k + 1, "reward_queries": 640 * k + 64, "reset/share": k % 2}
+            | {f"policy/ratio_std/step_{j}": 1e-4 * (k + j) for j in range(2)}
         )
         Image.new("RGB", (1200, 300), "white").save(folder / f"samples/{10 * k:05d}.png")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "iter')
@@ -64,7 +65,7 @@ def test_one_page_without_a_network(tmp_path):
     page = write_report(find_runs([str(folder)]), folder / "report.html").read_text()
     own = re.sub(r"<script>/\*\*.*?</script>", "", page, count=1, flags=re.DOTALL)  # all but plotly.js itself
     assert "plotly.js" in page and not re.search(r"(src|href)=\"https?:", own)
-    assert own.count("plotly-graph-div") >= 5  # curves, profile, proxy against gold, frontier, matrix, looks, health
+    assert own.count("plotly-graph-div") >= 6  # curves, two by step, proxy against gold, frontier, matrix, looks
     assert own.count("data:image/webp;base64,") >= 4
     assert "R²" in own or "R\\u00b2" in own
     assert "gold peaked at 640 queries" in own

@@ -45,6 +45,16 @@ def test_loss_is_bradley_terrys():
     assert Brightness().loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_centring_adds_the_variance_of_pair_means():
+    batch = Comparisons(grey(0.4, 0.1), grey(0.2, 0.7), ["a", "b"], torch.tensor([1.0, 0.0]))
+    reward = Brightness()
+    plain = reward.loss(batch).item()
+    reward.centering = 2.0
+    means = (reward(batch.first, batch.prompts) + reward(batch.second, batch.prompts)) / 2
+    spread = ((means[0] - means[1]) / 2).item() ** 2  # of two values
+    assert spread > 0 and reward.loss(batch).item() == pytest.approx(plain + 2 * spread, rel=1e-5)
+
+
 def test_aesthetic_loss_is_the_squared_error_of_ratings():
     reward = AestheticReward(CLIP)
     images = torch.rand(2, 3, 64, 64)

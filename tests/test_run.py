@@ -33,7 +33,7 @@ def finished(tmp_path_factory) -> Path:
 def test_the_run_folder_is_complete(finished):
     names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     expected = {"config.yaml", "versions.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints/last.ckpt"}
-    assert expected | {"samples/00000.png", "samples/00006.png", "lora/pytorch_lora_weights.safetensors"} <= names
+    assert expected | {"samples/00000.png", "samples/00006.png", "unet/diffusion_pytorch_model.safetensors"} <= names
     assert not [name for name in names if name.endswith((".partial", ".tmp"))]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["iterations"] == 6 and summary["reward_queries"] == 24
@@ -156,7 +156,7 @@ BAD = {
     "unreadable checkpoint": (["resume={broken}"], "not a readable checkpoint"),
     "another run on resume": (["resume={whole}", "reset=none"], "reset=none cannot be changed on resume"),
     "no evaluation period": (["evaluation.every=0"], "must be at least 1"),
-    "layers that do not exist": (["policy.lora_targets=[nothing]"], "nothing"),
+    "layers that do not exist": (["policy=lora", "policy.lora_targets=[nothing]"], "nothing"),
     "several devices": (["trainer.devices=2"], "trainer.devices must be 1"),
     "more steps than there are": (["num_steps=2000"], "num_steps=2000"),
     "online without a key": (["logger.mode=online"], "needs a key"),

@@ -21,6 +21,7 @@ class Algorithm:
             `trajectory` on all timesteps of them.
         samples_per_update: samples behind one optimizer step; null for all of the iteration.
         inner_epochs: passes over a rollout.
+        timestep_fraction: share of the denoising steps that are trained, the noisiest first; the rest are only sampled.
         timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
             grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the picture.
             `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO, 2508.04324).
@@ -34,11 +35,19 @@ class Algorithm:
         samples_per_update: int | None,
         inner_epochs: int,
         timestep_weighting: Literal["uniform", "variance"],
+        timestep_fraction: float,
     ):
         if inner_epochs < 1:
             raise UserError(f"algorithm.inner_epochs={inner_epochs} must be at least 1.")
+        if not 0 < timestep_fraction <= 1:
+            raise UserError(f"algorithm.timestep_fraction={timestep_fraction} lies outside 0 (exclusive) to 1.")
+        self.timestep_fraction = timestep_fraction
         self.schedule, self.samples_per_update, self.inner_epochs = schedule, samples_per_update, inner_epochs
         self.timestep_weighting = timestep_weighting
+
+    def trained_steps(self, num_steps: int) -> int:
+        """How many of a trajectory's steps are trained."""
+        return max(1, round(self.timestep_fraction * num_steps))
 
     def weights(self, step_std: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
         """Factors of the timesteps' advantages, 1 on average."""
@@ -52,8 +61,8 @@ class Algorithm:
 
         Args:
             rewards: normalised per prompt.
-            step_std: standard deviation sigma_t of every sampling step.
-            values: the critic's, of x_T ... x_1.
+            step_std: standard deviation sigma_t of every trained step.
+            values: the critic's, of the states before them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define credit")
 

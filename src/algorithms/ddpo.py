@@ -24,8 +24,9 @@ class DDPO(Algorithm):
         samples_per_update: int | None = None,
         inner_epochs: int = 1,
         timestep_weighting: Literal["uniform", "variance"] = "uniform",
+        timestep_fraction: float = 1.0,
     ):
-        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting)
+        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction)
         self.clip_range, self.advantage_clip = clip_range, advantage_clip
 
     def credit(

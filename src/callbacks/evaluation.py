@@ -79,7 +79,6 @@ class CrossRewardEvaluation(Callback):
     evaluation draws from generators of its own.
 
     Args:
-        trained: name of the reward that is trained on.
         rewards: every reward to report, by name.
         tower: its image embeddings measure diversity and drift; best one that no policy trains on.
         samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
@@ -92,10 +91,8 @@ class CrossRewardEvaluation(Callback):
     def __init__(
         self,
         run_dir: str,
-        trained: str,
         rewards: dict[str, RewardModel],
         prompts: PromptSets,
-        num_steps: int,
         tower: RewardModel,
         samples_per_prompt: int,
         every: int,
@@ -107,8 +104,7 @@ class CrossRewardEvaluation(Callback):
         if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples) < 1:
             raise UserError("evaluation: every, kl_samples and both samples_per_prompt must be at least 1.")
         self.folder, self.every, self.grid_pictures = Path(run_dir) / "samples", every, grid_pictures
-        self.trained, self.rewards, self.tower = trained, rewards, tower
-        self.num_steps, self.kl_samples = num_steps, kl_samples
+        self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
         self.sets = []
         sources = {
             "eval": (prompts.train, samples_per_prompt),
@@ -150,10 +146,10 @@ class CrossRewardEvaluation(Callback):
             scores = {name: reward.score(rollout.images, part.prompts).cpu() for name, reward in self.rewards.items()}
             for name, values in scores.items():
                 pl_module.check_finite(f"the evaluation by {name}", values)
-            metrics |= part.compare(scores, self.trained)
+            metrics |= part.compare(scores, pl_module.reward_name)
             if part.name == "eval":
                 metrics |= self._pictures(part, rollout.images) | self._kl(pl_module, rollout.first(self.kl_samples))
-                self._save_grid(trainer, pl_module, rollout.images, part.prompts, scores[self.trained])
+                self._save_grid(trainer, pl_module, rollout.images, part.prompts, scores[pl_module.reward_name])
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
 
@@ -171,7 +167,7 @@ class CrossRewardEvaluation(Callback):
         return {f"pictures/{key}": value for key, value in values.items()}
 
     def _kl(self, pl_module: LightningModule, rollout: Rollout) -> Metrics:
-        kl = TrajectoryKL(self.num_steps)
+        kl = TrajectoryKL(pl_module.policy.num_steps)
         kl.update(pl_module.policy.kl_to_base(rollout).cpu())
         profile = {f"kl/step_{k}": value for k, value in enumerate(kl.profile().tolist())}
         values = kl.compute()
@@ -187,7 +183,8 @@ class CrossRewardEvaluation(Callback):
         grid = picture_grid(images[:n], labels)
         self.folder.mkdir(exist_ok=True)
         grid.save(self.folder / f"{pl_module.iteration:05d}.png")
-        caption = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries; label: {self.trained}"
+        at = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries"
+        caption = f"{at}; label: {pl_module.reward_name}"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 picture = wandb.Image(grid, caption=caption)

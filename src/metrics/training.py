@@ -1,7 +1,7 @@
 """Metrics of one iteration, from tensors the finetuner has at hand."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.resets.ops import Mask, Scores
@@ -24,10 +24,39 @@ def critic_metrics(credit: Credit) -> Metrics:
     advantage = {"policy/advantage_std": credit.advantages.std(correction=0).item()}
     if credit.values is None or credit.returns is None:
         return advantage
-    return advantage | {
-        "critic/explained_variance": explained_variance(credit.values, credit.returns),
-        "critic/value_mean": credit.values.mean().item(),
-    }
+    by_step = [explained_variance(v, g) for v, g in zip(credit.values.T, credit.returns.T, strict=True)]
+    return (
+        advantage
+        | {
+            "critic/explained_variance": explained_variance(credit.values, credit.returns),
+            "critic/value_mean": credit.values.mean().item(),
+        }
+        | {f"critic/explained_variance/step_{k}": value for k, value in enumerate(by_step)}
+    )
+
+
+class RatioStatistics:
+    """Importance ratios and clipping of one iteration's update, over all its rows and by denoising step."""
+
+    def __init__(self, num_steps: int, device: torch.device):
+        self.sums = torch.zeros(4, num_steps, device=device)  # rows, ratio - 1, its square, clipped rows
+
+    def update(self, slots: Int[Tensor, " n"], ratio: Float[Tensor, " n"], clipped: Float[Tensor, " n"]) -> None:
+        off = ratio - 1  # tiny: summing ratios themselves would round their spread away
+        self.sums.index_add_(1, slots.to(off.device), torch.stack([torch.ones_like(off), off, off**2, clipped]))
+
+    def metrics(self) -> Metrics:
+        """Mean and standard deviation of the ratio, and clip fraction; then the same of each step."""
+        values = {f"policy/{name}": value.item() for name, value in _ratio_moments(self.sums.sum(1)).items()}
+        for name, by_step in _ratio_moments(self.sums).items():
+            values |= {f"policy/{name}/step_{k}": value for k, value in enumerate(by_step.tolist())}
+        return values
+
+
+def _ratio_moments(sums: Float[Tensor, "4 ..."]) -> dict[str, Float[Tensor, "..."]]:
+    rows, off, squared, clipped = sums.double()
+    spread = (squared / rows - (off / rows) ** 2).clamp(min=0).sqrt()
+    return {"ratio_mean": 1 + off / rows, "ratio_std": spread, "clip_fraction": clipped / rows}
 
 
 def neuron_metrics(scores: list[Scores]) -> Metrics:

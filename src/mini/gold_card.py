@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import src.config  # noqa: F401  (registers the schema that configurations are checked against)
 from src.callbacks.evaluation import picture_grid
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.mini.corruptions import CORRUPTIONS, corrupt

@@ -29,8 +29,9 @@ from src.seeding import generator_of, seed_of
 
 SPLITS = ("test", "hps", "pickscore", "imagereward", "aesthetic", "hps_b", "hps_c")  # pictures in one are in no other
 STEPS, GUIDANCE, ETA = (3, 4, 6, 10, 20), (1.0, 1.0, 1.6, 2.3), (1.0, 1.0, 0.3)
-BATCH, BASE_SHARE, MIXED_SHARE, CORRUPTED_SHARE = 64, 0.25, 0.4, 0.4
-VERSION = 2  # of the recipe above
+BATCH, BASE_SHARE, MIXED_SHARE, CORRUPTED_SHARE = 64, 0.5, 0.4, 0.4
+TEST_PICTURES = 4096
+VERSION = 3  # of the recipe above
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Pool:
 
 @torch.no_grad()
 def generate(pipeline: StableDiffusionPipeline, names: list[str], seed: int, batches: int, steps: int) -> Iterator:
-    """Yields (pictures uint8, concepts, untouched) of 64 samples each; about a quarter of the batches is untouched."""
+    """Yields (pictures uint8, concepts, untouched) of 64 samples each; about half of the batches are untouched."""
     pipeline.set_progress_bar_config(disable=True)
     states, _ = pipeline.encode_prompt([*names, ""], pipeline.device, 1, do_classifier_free_guidance=False)
     for k in range(batches):
@@ -166,18 +167,65 @@ class Epochs(IterableDataset):
             yield self.make(index)
 
 
-class PreferenceData(LightningDataModule):
-    """Comparisons of one split; a tenth of them held out for early stopping.
+class JudgedData(LightningDataModule):
+    """Rows made from a pool of judged pictures; the first tenth is held out for early stopping.
+
+    Subclasses set `rows` and define `make`.
 
     Args:
         base, gold: folders of the base pipeline and of the annotator.
         split: whose pictures; each proxy has its own, so that two of them share none.
-        pairs: comparisons, the held-out tenth included.
         pictures: size of the split's pool.
         num_steps: of the default sampler.
-        temperature: of Bradley-Terry, nats of U. label_noise: share of labels flipped.
-        augmentation: strength of src.mini.data.augment on the pictures of a training batch.
         folder: where pools are kept.
+        augmentation: strength of src.mini.data.augment on the pictures of a training batch.
+    """
+
+    rows: int
+
+    def __init__(
+        self,
+        base: str,
+        gold: str,
+        split: str,
+        pictures: int,
+        num_steps: int,
+        folder: str,
+        augmentation: float,
+        seed: int,
+        batch_size: int,
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1.")
+        self.augmentation, self.seed, self.batch_size = augmentation, seed, batch_size
+        self.pool = load_pool(base, gold, split, pictures, num_steps, folder)
+        self.test_pool = load_pool(base, gold, "test", min(pictures, TEST_PICTURES), num_steps, folder)
+
+    def make(self, rows: Int[Tensor, " b"], rng: torch.Generator | None = None) -> Comparisons | Ratings:
+        """The batch of these rows, augmented where a generator is given."""
+        raise NotImplementedError(f"{type(self).__name__} does not define make")
+
+    def pictures(self, index: Int[Tensor, " b"], rng: torch.Generator | None) -> Float[Tensor, "b 3 h w"]:
+        images = to_float(self.pool.images[index])
+        return images if rng is None else augment(images, rng, self.augmentation)
+
+    def train_dataloader(self) -> DataLoader:
+        rng, held_out = generator_of(self.seed, 3), self.rows // 10
+        make = lambda index: self.make(index + held_out, rng)  # noqa: E731
+        return DataLoader(Epochs(self.rows - held_out, self.batch_size, self.seed, make), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        batches = [self.make(index) for index in torch.arange(self.rows // 10).split(self.batch_size)]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+class PreferenceData(JudgedData):
+    """Comparisons of one split; a tenth of them held out for early stopping.
+
+    Args, beside those of JudgedData:
+        pairs: comparisons, the held-out tenth included.
+        temperature: of Bradley-Terry, nats of U. label_noise: share of labels flipped.
     """
 
     def __init__(
@@ -195,38 +243,23 @@ class PreferenceData(LightningDataModule):
         seed: int,
         batch_size: int,
     ):
-        super().__init__()
-        if pairs < 20 or batch_size < 1:
-            raise UserError(f"pairs={pairs} must be at least 20 and batch_size={batch_size} at least 1.")
-        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.pool = load_pool(base, gold, split, pictures, num_steps, folder)
-        self.test_pool = load_pool(base, gold, "test", pictures, num_steps, folder)
+        if pairs < 20:
+            raise UserError(f"pairs={pairs} must be at least 20.")
+        super().__init__(base, gold, split, pictures, num_steps, folder, augmentation, seed, batch_size)
         self.index = pairs_of(self.pool, seed)[:pairs]
         if len(self.index) < pairs:
             raise UserError(f"pairs={pairs} is more than the {len(self.index)} that pictures={pictures} give.")
         difference = self.pool.utility[self.index[:, 0]] - self.pool.utility[self.index[:, 1]]
         self.labels = bradley_terry_labels(difference, temperature, label_noise, seed)
-        self.held_out = pairs // 10
+        self.rows = pairs
 
     def make(self, rows: Int[Tensor, " b"], rng: torch.Generator | None = None) -> Comparisons:
         first, second = self.index[rows].unbind(1)
-        pictures = [to_float(self.pool.images[index]) for index in (first, second)]
-        if rng is not None:
-            pictures = [augment(part, rng, self.augmentation) for part in pictures]
-        return Comparisons(*pictures, self.pool.prompts(first), self.labels[rows])
-
-    def train_dataloader(self) -> DataLoader:
-        rng = generator_of(self.seed, 3)
-        rows = len(self.index) - self.held_out
-        data = Epochs(rows, self.batch_size, self.seed, lambda k: self.make(k + self.held_out, rng))
-        return DataLoader(data, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader:
-        batches = [self.make(rows) for rows in torch.arange(self.held_out).split(self.batch_size)]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        prompts = self.pool.prompts(first)
+        return Comparisons(self.pictures(first, rng), self.pictures(second, rng), prompts, self.labels[rows])
 
 
-class RatingData(LightningDataModule):
+class RatingData(JudgedData):
     """Ratings of single pictures, without a prompt: gold's soundness with noise, in standard deviations of the pool."""
 
     def __init__(
@@ -242,26 +275,11 @@ class RatingData(LightningDataModule):
         seed: int,
         batch_size: int,
     ):
-        super().__init__()
-        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.pool = load_pool(base, gold, split, pictures, num_steps, folder)
-        self.test_pool = load_pool(base, gold, "test", pictures, num_steps, folder)
+        super().__init__(base, gold, split, pictures, num_steps, folder, augmentation, seed, batch_size)
         soundness = self.pool.soundness
         noise = torch.randn(len(soundness), generator=generator_of(seed, 1))
         self.ratings = (soundness - soundness.mean()) / soundness.std() + rating_noise * noise
-        self.held_out = len(self.ratings) // 10
+        self.rows = len(self.ratings)
 
     def make(self, rows: Int[Tensor, " b"], rng: torch.Generator | None = None) -> Ratings:
-        images = to_float(self.pool.images[rows])
-        return Ratings(images if rng is None else augment(images, rng, self.augmentation), self.ratings[rows])
-
-    def train_dataloader(self) -> DataLoader:
-        rng = generator_of(self.seed, 3)
-        rows = len(self.ratings) - self.held_out
-        return DataLoader(
-            Epochs(rows, self.batch_size, self.seed, lambda k: self.make(k + self.held_out, rng)), batch_size=None
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        batches = [self.make(rows) for rows in torch.arange(self.held_out).split(self.batch_size)]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        return Ratings(self.pictures(rows, rng), self.ratings[rows])

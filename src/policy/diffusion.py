@@ -194,8 +194,9 @@ class DiffusionPolicy(LightningModule):
         pictures = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
-    def save(self, folder: Path) -> None:
-        """Writes the adapter in the format of `pipe.load_lora_weights`, or the whole UNet."""
+    def save(self, run_dir: Path) -> Path:
+        """Writes lora/, in the format of `pipe.load_lora_weights`, or unet/, a UNet2DConditionModel; says where."""
+        folder = run_dir / ("unet" if self.finetune == "full" else "lora")
         if self.finetune == "full":
             self.unet.save_pretrained(folder)
         else:
@@ -204,6 +205,7 @@ class DiffusionPolicy(LightningModule):
                 unet_lora_layers=get_peft_model_state_dict(self.unet),
                 unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),  # alpha is not in the weights
             )
+        return folder
 
 
 def _load_pipeline(path: str) -> StableDiffusionPipeline:

@@ -18,6 +18,7 @@ LAYOUT = {
     "font": {"color": "#7d7d7d", "size": 13},
     "margin": {"l": 55, "r": 15, "t": 35, "b": 45},
     "legend": {"orientation": "h", "y": -0.2},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.6)"},
     "hovermode": "x unified",
     "height": 400,
 }
@@ -42,6 +43,7 @@ def reward_curves(run: Run) -> go.Figure:
         figure.add_scatter(
             x=run.queries + run.queries[::-1],
             y=high + low[::-1],
+            mode="lines",
             fill="toself",
             fillcolor=colour_of(k, 0.15),
             line={"width": 0},
@@ -175,6 +177,32 @@ def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> go.Figu
 
 def _rows(run: Run, kind: str) -> list:
     return run.iterations if kind == "iteration" else run.evaluations
+
+
+BY_STEP = {
+    "policy/ratio_std": "standard deviation of the ratio",
+    "policy/clip_fraction": "clip fraction",
+    "critic/explained_variance": "critic: explained variance",
+}
+
+
+def health_by_step(run: Run) -> go.Figure | None:
+    """Optimisation health at each denoising step, over training."""
+    known = {key: title for key, title in BY_STEP.items() if run.iterations and f"{key}/step_0" in run.iterations[-1]}
+    if not known:
+        return None
+    figure = make_subplots(1, len(known), subplot_titles=list(known.values()), horizontal_spacing=0.12)
+    queries = [row["reward_queries"] for row in run.iterations]
+    for panel, key in enumerate(known):
+        steps = sum(name.startswith(f"{key}/step_") for name in run.iterations[-1])
+        z = [run.series(f"{key}/step_{k}", run.iterations) for k in range(steps)]
+        right = (panel + 1) / len(known) - 0.09 + 0.03 * panel
+        bar = {"len": 0.8, "x": right, "thickness": 8}
+        heat = go.Heatmap(z=z, x=queries, y=list(range(steps)), colorscale="Viridis", colorbar=bar)
+        figure.add_trace(heat, row=1, col=panel + 1)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(title_text="denoising step", col=1)
+    return styled(figure, height=300, hovermode="closest")
 
 
 def kl_profile(run: Run) -> go.Figure | None:

@@ -57,12 +57,13 @@ def _html(figure: go.Figure) -> str:
 
 
 def _one(run: Run) -> dict[str, Any]:
-    profile = figures.kl_profile(run)
+    profile, health = figures.kl_profile(run), figures.health_by_step(run)
     return {
         "label": run.label,
         "folder": str(run.folder),
         "curves": _html(figures.reward_curves(run)),
         "profile": _html(profile) if profile else None,
+        "health": _html(health) if health else None,
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],
         "grids": [{"caption": caption, "source": _picture(path)} for path, caption in _grids(run)],
         "config": sorted(flat(run.config).items()),

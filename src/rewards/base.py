@@ -43,6 +43,7 @@ class RewardModel(LightningModule):
     embed_dim: int  # width of embed_images
     batch_size: int = 256  # pictures scored at a time
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]  # set before training
+    centering: float = 0.0  # weight of the spread of prompts' offsets in the loss; set before training
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         """Scores; differentiable with respect to the images."""
@@ -66,9 +67,15 @@ class RewardModel(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} does not save")
 
     def loss(self, batch: Any) -> Float[Tensor, ""]:
-        """-log p of the labels under Bradley-Terry: p(first preferred) = sigmoid(r_first - r_second)."""
-        margin = self(batch.first, batch.prompts) - self(batch.second, batch.prompts)
-        return F.binary_cross_entropy_with_logits(margin, batch.preferred)
+        """-log p of the labels under Bradley-Terry, p(first preferred) = sigmoid(r_first - r_second), and centring.
+
+        Comparisons within prompts leave each prompt's offset open. Centring draws the means of all pairs together, so
+        that scores of several prompts have one scale; after Eisenstein et al. 2023 (arXiv 2312.09244), who draw them
+        to zero, which a similarity of CLIP's could not follow.
+        """
+        first, second = self(batch.first, batch.prompts), self(batch.second, batch.prompts)
+        likelihood = F.binary_cross_entropy_with_logits(first - second, batch.preferred)
+        return likelihood + self.centering * ((first + second) / 2).var(correction=0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
         loss = self.loss(batch)
@@ -97,6 +104,15 @@ class RewardModel(LightningModule):
         starts = range(0, len(images), self.batch_size)
         parts = [self(images[i : i + self.batch_size], prompts[i : i + self.batch_size]).float() for i in starts]
         return torch.cat(parts)
+
+
+def tower_input(
+    images: Images, size: int, mean: Float[Tensor, "3 1 1"], std: Float[Tensor, "3 1 1"]
+) -> Float[Tensor, "b 3 size size"]:
+    """Pictures as a CLIP tower wants them: resized (bicubic, antialiased) and normalised, differentiably."""
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return (images - mean) / std
 
 
 def check_inputs(images: Float[Tensor, "..."], prompts: Sequence[str]) -> None:

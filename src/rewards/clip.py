@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from src.errors import UserError
-from src.rewards.base import Comparisons, Images, RewardModel
+from src.rewards.base import Comparisons, Images, RewardModel, tower_input
 from src.run_folder import write_json
 
 
@@ -36,16 +36,11 @@ class CLIPReward(RewardModel):
         self.register_buffer("std", torch.tensor(self.processor["image_std"]).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
 
-    def preprocess(self, images: Images) -> Float[Tensor, "b 3 size size"]:
-        """Resizes to the tower's input (bicubic, antialiased) and normalises, on the device, differentiably."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return (images - self.mean) / self.std
-
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Unit-length embeddings of the image tower."""
-        features = self.clip.get_image_features(pixel_values=self.preprocess(images)).pooler_output
+        features = self.clip.get_image_features(
+            pixel_values=tower_input(images, self.image_size, self.mean, self.std)
+        ).pooler_output
         return F.normalize(features, dim=-1)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:

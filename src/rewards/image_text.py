@@ -18,7 +18,7 @@ from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from src.errors import UserError
-from src.rewards.base import Images, RewardModel
+from src.rewards.base import Images, RewardModel, tower_input
 from src.run_folder import write_json
 
 
@@ -55,10 +55,7 @@ class ImageTextReward(RewardModel):
         self.register_buffer("std", torch.tensor(config["image_std"]).view(3, 1, 1), persistent=False)
 
     def patches(self, images: Images) -> Float[Tensor, "b patch d"]:
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.vision(pixel_values=(images - self.mean) / self.std).last_hidden_state
+        return self.vision(pixel_values=tower_input(images, self.image_size, self.mean, self.std)).last_hidden_state
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Unit-length states of the picture's class token."""
