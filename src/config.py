@@ -25,6 +25,7 @@ class Task(enum.Enum):
 
     finetune = "finetune"
     train_reward = "train_reward"
+    best_of_n = "best_of_n"
 
 
 @dataclass
@@ -97,8 +98,9 @@ class Config:
     microbatch: int = MISSING
     max_grad_norm: float = 1.0
     checkpoint_every: int = 10
-    pairs: int = 4000
-    pictures: int = 4096
+    pairs: int = 24000
+    pictures: int = 8192
+    pool: int = 256
     seed: int = 0
     threads: int | None = None
     run_dir: str | None = None
@@ -108,14 +110,20 @@ class Config:
 ConfigStore.instance().store(name="schema", node=Config)
 
 
+def default_values() -> dict[str, Any]:
+    """The top-level keys that have a default, with it."""
+    schema: Any = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
+    return {key: value for key, value in schema.items() if value != MISSING}
+
+
 def check(cfg: DictConfig) -> dict[str, Any]:
     """Resolves the configuration and checks every component against its signature.
 
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
     try:
-        # first, because the learning rate goes by its schedule
-        _check_node(OmegaConf.to_container(cfg.algorithm, resolve=True, throw_on_missing=True), "algorithm")
+        for first in ("algorithm", "policy"):  # because the learning rate goes by their options
+            _check_node(OmegaConf.to_container(cfg[first], resolve=True, throw_on_missing=True), first)
         resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
@@ -147,6 +155,7 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         "checkpoint_every",
         "pairs",
         "pictures",
+        "pool",
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")

@@ -1,10 +1,13 @@
 """Builds a run from its configuration, runs it, and sums it up."""
 
 import functools
+import inspect
 import logging
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +24,7 @@ from rich.table import Table
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.progress import RunProgress
+from src.callbacks.watch import OveroptimizationWatch
 from src.config import check
 from src.errors import UserError
 from src.finetuner import PHASES, RewardFinetuner
@@ -37,18 +42,7 @@ CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other
 def run_experiment(composed: DictConfig) -> dict[str, Any]:
     """One run from composition to summary; returns the summary."""
     quieten()
-    if composed.resume:
-        folder = find_run(composed.resume)
-        cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
-        if cfg["task"] != "finetune":
-            raise UserError(f"resume={folder}: a reward was trained there; that takes minutes, so start it anew.")
-    else:
-        cfg = check(composed)
-        cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or "custom"
-        folder = new_run_dir(cfg)
-        cfg["run_dir"] = str(folder)
-    if cfg["threads"]:
-        torch.set_num_threads(cfg["threads"])
+    cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "custom")
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
@@ -56,32 +50,68 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     for judge in judges.values():
         judge.check_prompts([*prompts.train, *prompts.held_out])
     evaluation = build(cfg["evaluation"], _partial_=True)(
-        run_dir=str(folder),
-        rewards=rewards | judges,
-        prompts=prompts,
+        run_dir=str(folder), rewards=rewards | judges, prompts=prompts
     )
+    callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
     print(f"run folder: {folder}", flush=True)
-    try:
-        trainer = build_trainer(cfg, folder, evaluation)
-        iteration = checkpoint["progress"]["iteration"] if checkpoint else -1
+    with session(folder):
+        trainer = build_trainer(cfg, folder, callbacks)
+        progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
+        iteration = progress["iteration"]
         trainer.loggers[0].forget_after(iteration)
         started = time.perf_counter()
-        if checkpoint and iteration >= cfg["iterations"]:
-            print(f"all {iteration} iterations are done; raise iterations= to go on.")
-            restore_finished(checkpoint, finetuner, evaluation)
+        stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
+        if iteration >= cfg["iterations"] or stopped:
+            print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
+            restore_finished(checkpoint, finetuner, trainer)
         else:
             trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
         weights = finetuner.policy.save(folder)
-        summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started)
+        before = sum(progress["phase_seconds"].values())
+        summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
+        for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
+            print(f"watch: {watch.sentence()}")
         print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
         print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
         return summary
+
+
+def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], Path]:
+    """The checked configuration of a run that begins, and the folder it will have; nothing is written yet."""
+    cfg = check(composed)
+    cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or fallback_name
+    folder = new_run_dir(cfg)
+    cfg["run_dir"] = str(folder)
+    set_threads(cfg)
+    return cfg, folder
+
+
+def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
+    """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
+    folder = find_run(composed.resume)
+    cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
+    if cfg["task"] != "finetune":
+        raise UserError(f"resume={folder}: no fine-tuning run, but one of minutes ({cfg['task']}): start it anew.")
+    set_threads(cfg)
+    return cfg, folder
+
+
+def set_threads(cfg: dict[str, Any]) -> None:
+    if cfg["threads"]:
+        torch.set_num_threads(cfg["threads"])
+
+
+@contextmanager
+def session(folder: Path) -> Iterator[None]:
+    """Ends W&B's run whatever happens, and removes the folder of a run that never began."""
+    try:
+        yield
     except UserError:
         if not (folder / "metrics.jsonl").exists():
-            shutil.rmtree(folder)  # it never began: the mended command can use the same folder
+            shutil.rmtree(folder)  # the mended command can use the same folder
         raise
     finally:
         wandb.finish()  # a sweep's next run is a run of its own
@@ -130,16 +160,26 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
     return finetuner, rewards
 
 
-def build_trainer(cfg: dict[str, Any], folder: Path, evaluation: CrossRewardEvaluation) -> lightning.Trainer:
+def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
+    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again."""
     tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
     tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
+    return [JsonlLogger(folder / "metrics.jsonl"), tracker]
+
+
+def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:
+    """A callback of the configuration; it is told the run folder if it asks for one."""
+    wants_folder = "run_dir" in inspect.signature(get_object(options["_target_"])).parameters
+    return build(options, **({"run_dir": str(folder)} if wants_folder else {}))
+
+
+def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     return build(
         cfg["trainer"],
         limit_train_batches=cfg["iterations"],
-        logger=[JsonlLogger(folder / "metrics.jsonl"), tracker],
+        logger=build_loggers(cfg, folder),
         callbacks=[
-            evaluation,
-            *(build(callback, run_dir=str(folder)) for callback in cfg["callbacks"].values()),
+            *callbacks,
             RunProgress(cfg["iterations"]),
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],
@@ -158,19 +198,31 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def restore_finished(checkpoint: dict[str, Any], finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation) -> None:
+def restore_finished(checkpoint: dict[str, Any], finetuner: RewardFinetuner, trainer: lightning.Trainer) -> None:
     """The state of a run that was killed after its last iteration, so that its results can still be written."""
     finetuner.load_state_dict(checkpoint["state_dict"], strict=False)
     finetuner.on_load_checkpoint(checkpoint)
-    evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
+    for callback in trainer.callbacks:
+        if callback.state_key in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
 
 
 def summarise(
-    folder: Path, finetuner: RewardFinetuner, evaluation: CrossRewardEvaluation, experiment: str, wall_seconds: float
+    folder: Path,
+    finetuner: RewardFinetuner,
+    evaluation: CrossRewardEvaluation,
+    experiment: str,
+    wall_seconds: float,
+    trained_before: float,
 ) -> dict[str, Any]:
-    """Writes summary.json and prints the outcome: gains over the base, throughput, where the time went."""
+    """Writes summary.json and prints the outcome: gains over the base, throughput, where the time went.
+
+    `trained_before` are the seconds of training that earlier sessions of the run had spent.
+    """
     phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
-    steps = finetuner.reward_queries * finetuner.policy.num_steps * finetuner.algorithm.inner_epochs
+    algorithm = finetuner.algorithm
+    steps_a_sample = algorithm.trained_steps(finetuner.policy.num_steps) * algorithm.inner_epochs
+    steps = finetuner.reward_queries * steps_a_sample
     name = finetuner.reward_name
     summary = {
         "experiment": experiment,
@@ -184,6 +236,7 @@ def summarise(
         "training_seconds": training,
         "evaluation_seconds": evaluation.seconds,
         "wall_seconds_of_this_session": wall_seconds,
+        "overhead_of_this_session": max(0.0, 1 - (training - trained_before) / max(wall_seconds, 1e-9)),
         "share_of_training_time": {phase: phases[phase] / max(training, 1e-9) for phase in PHASES},
         "versions": versions(),
     }
@@ -219,5 +272,6 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
         f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
-        f"evaluation {summary['evaluation_seconds']:.0f} s; KL from the base {final['kl/trajectory']:.1f} nats"
+        f"evaluation, logging and checkpoints took {summary['overhead_of_this_session']:.0%} of the time; "
+        f"KL from the base {final['kl/trajectory']:.1f} nats"
     )

@@ -250,6 +250,7 @@ class RewardFinetuner(LightningModule):
             "reward_queries": self.reward_queries,
             "optimizer_steps": self.optimizer_steps,
             "phase_seconds": self.phase_seconds,
+            "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
             "normaliser": self.normaliser.state_dict(),
         }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
@@ -19,14 +18,13 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from src.config import check
 from src.errors import UserError
-from src.experiment import build, quieten
+from src.experiment import build, new_run, quieten
 from src.loggers.jsonl import JsonlLogger
 from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
-from src.run_folder import new_run_dir, open_run_dir, versions, write_json
+from src.run_folder import open_run_dir, versions, write_json
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
 
@@ -36,14 +34,9 @@ def run_reward_training(composed: DictConfig) -> dict[str, Any]:
     quieten()
     if composed.resume:
         raise UserError("resume= is for fine-tuning runs; training a reward takes minutes: start it anew.")
-    cfg = check(composed)
+    cfg, folder = new_run(composed, "train_reward")
     if not cfg["reward_training"]:
         raise UserError("task=train_reward needs a reward_training group: choose one of +experiment=train_reward_*.")
-    cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or "train_reward"
-    folder = new_run_dir(cfg)
-    cfg["run_dir"] = str(folder)
-    if cfg["threads"]:
-        torch.set_num_threads(cfg["threads"])
     lightning.seed_everything(cfg["seed"], verbose=False)
     training = cfg["reward_training"]
     model: RewardModel = build(training["model"])

@@ -36,6 +36,10 @@ def main(cfg: DictConfig) -> dict:
             from src.reward_training import run_reward_training
 
             return run_reward_training(cfg)
+        if cfg.task.value == "best_of_n":
+            from src.best_of_n import run_best_of_n
+
+            return run_best_of_n(cfg)
         from src.experiment import run_experiment
 
         return run_experiment(cfg)

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.config import default_values
 from src.errors import UserError
 
 RUNS = Path("runs")
@@ -37,7 +38,8 @@ def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> No
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir={folder} cannot be made: {error.strerror}.") from error
-    free, needed = shutil.disk_usage(folder).free, 2 * checkpoint_bytes + SPARE_BYTES
+    # two checkpoints while one is replaced; and the weights three times, best/ being replaced likewise
+    free, needed = shutil.disk_usage(folder).free, 3 * checkpoint_bytes + SPARE_BYTES
     if free < needed:
         raise UserError(f"{folder} is on a disk with {free >> 20} MiB free; this run needs {needed >> 20} MiB.")
     write_config(folder, cfg)
@@ -80,8 +82,8 @@ def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 f"{override} cannot be changed on resume, only {' '.join(RESUMABLE)}: "
                 "the run keeps the configuration it was started with."
             )
-    merged = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(values)))
-    return merged | {"run_dir": str(folder)}  # type: ignore[operator,return-value]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(values)))
+    return default_values() | merged | {"run_dir": str(folder)}  # keys that the run's version did not know yet
 
 
 def write_config(folder: Path, cfg: dict[str, Any]) -> None:

@@ -13,7 +13,11 @@ from omegaconf import DictConfig
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "src/mini/weights/base")
+TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
+LONGER = [*TINY, "iterations=6", "checkpoint_every=2", "evaluation.every=3", "reset.every=2"]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
@@ -38,3 +42,13 @@ def run_command(*overrides: str, **kwargs) -> subprocess.CompletedProcess:
 def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if kind in (None, row["kind"])]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An uninterrupted run of six iterations, with resets and evaluations on the way."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    done = run_command(*LONGER, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "trajectory-steps trained per second" in done.stdout
+    return folder

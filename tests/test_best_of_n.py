@@ -1,10 +1,16 @@
 import itertools
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from src.best_of_n import curve
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
+from src.metrics.glossary import lookup
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
@@ -28,3 +34,36 @@ def test_more_than_the_pool_is_refused():
 def test_kl_by_hand():
     assert best_of_n_kl(1) == 0
     assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_the_curve_equals_brute_force():
+    rng = torch.Generator().manual_seed(1)
+    scores = {"hps": torch.randn(2, 4, generator=rng), "gold": torch.randn(2, 4, generator=rng)}
+    rows = curve(scores, "hps", ["cat", "dog"])
+    assert [row["best_of_n/n"] for row in rows] == [1, 2, 4]
+    gold = scores["gold"].double()
+    sd = ((gold - gold.mean(1, keepdim=True)) ** 2).sum().div(6).sqrt()  # 8 samples, 2 prompts
+    for row in rows:
+        n, means = int(row["best_of_n/n"]), []
+        for p in range(2):
+            chosen = itertools.combinations(range(4), n)
+            means.append(torch.stack([gold[p, max(c, key=lambda i: scores["hps"][p, i])] for c in chosen]).mean())
+        expected = torch.stack(means).sub(gold.mean(1)).div(sd).mean().item()
+        assert row["eval/gold/gain"] == pytest.approx(expected, abs=1e-6)
+        assert row["kl/trajectory"] == best_of_n_kl(n)
+    assert rows[0]["eval/hps/gain"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_command_writes_curve_pictures_and_report(tmp_path):
+    folder = tmp_path / "run"
+    options = ["+experiment=best_of_n_hps", "+debug=tiny", "logger.mode=offline", f"run_dir={folder}"]
+    done = subprocess.run([sys.executable, "-m", "src.run", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [row["best_of_n/n"] for row in rows] == [1, 2, 4]
+    assert all(lookup(key) for row in rows for key in row)
+    gains = [row["eval/hps/gain"] for row in rows]
+    assert gains[0] == pytest.approx(0, abs=1e-6) and gains == sorted(gains)  # chosen by hps, hps can but rise
+    assert {path.name for path in (folder / "samples").iterdir()} == {"00001.png", "00004.png"}
+    assert "Choosing the best of up to 4 base samples" in (folder / "report.html").read_text()
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))

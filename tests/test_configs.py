@@ -21,8 +21,8 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 22
-    assert len(EXPERIMENTS) == 7
+    assert len(GROUPS) == 23
+    assert len(EXPERIMENTS) == 8
     assert (
         len(list((ROOT / "conf").rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + 3
     )  # config, debug/tiny, comparisons

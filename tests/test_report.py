@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.errors import UserError
+from src.report.figures import cross_reward_matrix
 from src.report.page import write_report
 from src.report.runs import differences, find_runs, headline
+from src.report.watching import detect
 from tests.conftest import ROOT
 
 
@@ -21,6 +23,7 @@ def make_run(folder: Path, gold: list[float], proxy: list[float], seed: int = 0,
     (folder / "samples").mkdir(parents=True)
     suite = {"rewards": {"hps": {}, "aesthetic": {}}, "judges": {"gold": {}}}
     config = {"name": "tdpo_r_hps", "train_reward": trained, "suite": suite, "seed": seed, "num_steps": 2}
+    config["callbacks"] = {"watch": {"signal": "trained", "margin": 0.1, "patience": 1}}
     OmegaConf.save(OmegaConf.create(config | {"run_dir": str(folder)}), folder / "config.yaml")
     rows = []
     for k, (g, p) in enumerate(zip(gold, proxy, strict=True)):
@@ -60,6 +63,31 @@ def test_the_headline_says_what_happened(tmp_path, gold, ending):
     assert headline(run).endswith(ending)
 
 
+@pytest.mark.parametrize(
+    ("gold", "proxy", "expected"),
+    [
+        # held-out gains are half the proxy's; an alarm needs a fall of more than 0.1
+        ([0, 0.4, 0.2, -0.4], [0, 1.0, 0.6, 0.2], (1280, 640, 640, 640, 0.4, -0.4, False)),
+        ([0, 0.4, -0.4, -1.0], [0, 1, 2, 2.5], (None, 640, 1920, None, -1.0, -1.0, True)),
+        ([0, 0.1, 0.2, 0.3], [0, 1.0, 0.6, 1.2], (1280, 1920, 640, -640, 0.1, 0.3, False)),  # a false alarm
+    ],
+)
+def test_detection_by_hand(tmp_path, gold, proxy, expected):
+    found = detect(find_runs([str(make_run(tmp_path / "run", gold, proxy))])[0])
+    told = (found.alarm, found.judge_peak, found.best, found.delay, found.shipped, found.last, found.missed)
+    assert told == expected
+
+
+def test_best_of_n_is_a_treatment_of_its_own(tmp_path):
+    run, control = (make_run(tmp_path / name, [0, 0.4, 0.2], [0, 1, 2]) for name in ("run", "control"))
+    config = OmegaConf.load(control / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(config, {"task": "best_of_n"}), control / "config.yaml")
+    runs = find_runs([str(run), str(control)])
+    assert list(cross_reward_matrix(runs).data[0].y) == ["hps", "best of n by hps"]
+    assert headline(runs[1]).startswith("Choosing the best of up to 1,280 base samples by hps")
+    assert "gold peaked at the best of 640 (+0.40)" in headline(runs[1])
+
+
 def test_one_page_without_a_network(tmp_path):
     folder = make_run(tmp_path / "run", [0, 0.4, -0.4, -1.0], [0, 1, 2, 2.5])
     page = write_report(find_runs([str(folder)]), folder / "report.html").read_text()
@@ -69,6 +97,7 @@ def test_one_page_without_a_network(tmp_path):
     assert own.count("data:image/webp;base64,") >= 4
     assert "R²" in own or "R\\u00b2" in own
     assert "gold peaked at 640 queries" in own
+    assert "The watch against gold" in own and "missed" in own
 
 
 def test_runs_are_labelled_by_what_sets_them_apart(tmp_path):

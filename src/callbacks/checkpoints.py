@@ -1,4 +1,4 @@
-"""checkpoints/last.ckpt, written whole or not at all, every k iterations and at the end."""
+"""checkpoints/last.ckpt, written whole or not at all, every k iterations, at the end, and where a run is stopped."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.iteration % self.every == 0 or trainer.is_last_batch:
+        if pl_module.iteration % self.every == 0 or trainer.is_last_batch or trainer.should_stop:
             self.path.parent.mkdir(exist_ok=True)
             partial = self.path.with_suffix(".partial")
             try:

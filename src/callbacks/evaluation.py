@@ -74,9 +74,9 @@ class CrossRewardEvaluation(Callback):
     """Samples the same prompts with the same seeds before training, every `every` iterations, and at the end.
 
     Rewards are reported raw and as the gain over the base picture of the same prompt and seed, in base sd: the standard
-    deviation of the base's samples about the mean of their prompt. (A reward learnt from comparisons within prompts has
-    an arbitrary offset for each prompt, so its spread between prompts measures nothing.) Training does not notice:
-    evaluation draws from generators of its own.
+    deviation of the base's samples about the mean of their prompt. (A reward learnt from comparisons within prompts may
+    have an arbitrary offset for each prompt, so that its spread between prompts measures nothing.)
+    Training does not notice: evaluation draws from generators of its own.
 
     Args:
         rewards: every reward to report, by name.

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a row, one row an iteration and one an evaluation, beside whatever else logs."""
+"""metrics.jsonl: one JSON object a row; rows of iterations, of evaluations and of the watch."""
 
 import json
 from pathlib import Path

@@ -32,8 +32,8 @@ def make_wandb_logger(
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")  # type: ignore[assignment]
-    elif mode == "online" and not _has_key():
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")  # type: ignore[assignment]
+    elif mode == "online" and not has_key():
         raise UserError("logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or use mode=auto.")
     id_file = run_dir / "wandb_id.txt"
     if not id_file.exists():
@@ -53,13 +53,14 @@ def make_wandb_logger(
         run = wandb.init(mode=mode, **options)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
         print(f"W&B cannot be reached ({str(error).splitlines()[0]}); logging offline, `wandb sync` uploads it later.")
+        wandb.teardown()  # the failed attempt still holds the id
         run = wandb.init(mode="offline", **options)
     logger = WandbLogger(experiment=run)
     _set_axis(logger.experiment)
     return logger
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -72,3 +73,5 @@ def _has_key() -> bool:
 def _set_axis(run: wandb.Run) -> None:
     run.define_metric("reward_queries")
     run.define_metric("*", step_metric="reward_queries")
+    for measured in ("eval/*", "held_out/*"):  # a run's table shows where each curve ended, and its extremes
+        run.define_metric(measured, step_metric="reward_queries", summary="min,max,last")

@@ -14,7 +14,7 @@ class Entry:
 
 
 GLOSSARY: dict[str, Entry] = {
-    "kind": Entry("-", "what the row is: iteration or evaluation"),
+    "kind": Entry("-", "what the row is: iteration, evaluation or watch"),
     "iteration": Entry("iterations", "rounds of sampling and training done"),
     "reward_queries": Entry("images", "images scored for training; the x-axis of every curve"),
     "optimizer_steps": Entry("steps", "optimizer steps of the policy"),
@@ -49,6 +49,10 @@ GLOSSARY: dict[str, Entry] = {
     "eval/<reward>/below_peak": Entry("base sd", "highest gain so far minus the gain now; of gold: overoptimization"),
     "eval/<reward>/gap": Entry("base sd", "gain of the trained reward minus the gain of this one"),
     "held_out/<reward>/<measure>": Entry("", "each of the above on prompts that no run trains on"),
+    "watch/signal": Entry("base sd", "what the overoptimization watch follows: a gain on held-out prompts"),
+    "watch/below_peak": Entry("base sd", "its highest value so far minus its value now"),
+    "watch/alarm": Entry("0 or 1", "1 from the alarm on"),
+    "best_of_n/n": Entry("samples", "base samples a prompt that the best was chosen from, by the trained reward"),
     "pictures/distance": Entry("1 - cos", "mean pairwise feature distance within a prompt"),
     "pictures/vendi": Entry("pictures", "Vendi score within a prompt: effective number of different pictures"),
     "pictures/drift": Entry("1 - cos", "feature distance from the base picture of the same prompt and seed"),

@@ -13,15 +13,16 @@ import matplotlib
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
+from src.best_of_n import curve, score_pool
 from src.callbacks.evaluation import picture_grid
-from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, load_emoji, to_float
 from src.mini.evaluate import WEIGHTS, sample
 from src.mini.gold import GoldAnnotator
-from src.mini.preferences import load_pool, pairs_of
+from src.mini.preferences import TEST_PICTURES, load_pool, pairs_of
 from src.prompts import SIMPLE_ANIMALS
 from src.rewards.base import RewardModel
 
@@ -65,32 +66,30 @@ def sorted_grid(gold: GoldAnnotator, target: Path) -> dict[str, float]:
     return {"mean": utility.mean().item(), "sd": utility.std().item(), "max": utility.max().item()}
 
 
-def best_of_n_curves(
-    rewards: dict[str, RewardModel], gold: GoldAnnotator, target: Path, pool: int = 512
-) -> dict[str, Any]:
-    """Gold and proxy of the best of n by each proxy, in base sd, averaged over nine prompts."""
-    prompts = [animal for animal in SIMPLE_ANIMALS[::5] for _ in range(pool)]
-    images = sample(WEIGHTS / "base", prompts, steps=10, guidance=1.0)
-    truth = gold.score(images, prompts).view(-1, pool)
-    sizes = [2**k for k in range(9)]
-    rows: dict[str, Any] = {"n": sizes, "kl": [round(best_of_n_kl(n), 3) for n in sizes]}
+def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: GoldAnnotator, target: Path) -> dict:
+    """Gain of proxy and gold of the best of n = 1 ... 256 by each proxy, in base sd, over all training prompts."""
+    prompts = list(SIMPLE_ANIMALS)
+    pool = score_pool(instantiate(cfg.policy), {**rewards, "gold": gold}, next(iter(rewards)), prompts, 256, seed=0)
+    table: dict[str, Any] = {}
     figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
-    for name, reward in rewards.items():
-        proxy = reward.score(images, prompts).view(-1, pool)
-        for label, values in (("proxy", proxy), ("gold", truth)):
-            standard = (values - values.mean(1, keepdim=True)) / values.var(1).mean().sqrt()
-            curve = [sum(best_of_n(p, v, n) for p, v in zip(proxy, standard, strict=True)) / len(proxy) for n in sizes]
-            rows[f"{name}/{label}"] = [round(value, 3) for value in curve]
-            axis.plot([k**0.5 for k in rows["kl"]], curve, "--" if label == "proxy" else "-", label=f"{label}, {name}")
+    for name in rewards:
+        rows = curve({key: pool.scores[key] for key in (name, "gold")}, name, prompts)
+        table |= {"n": [row["best_of_n/n"] for row in rows], "kl": [round(row["kl/trajectory"], 3) for row in rows]}
+        for label, key in (("proxy", name), ("gold", "gold")):
+            gains = [round(row[f"eval/{key}/gain"], 3) for row in rows]
+            table[f"{name}/{label}"] = gains
+            axis.plot(
+                [row["kl/sqrt"] for row in rows], gains, "--" if label == "proxy" else "-", label=f"{label}, {name}"
+            )
     axis.set(xlabel="sqrt(KL) [sqrt nats]", ylabel="gain of the best of n [base sd]")
     axis.legend(fontsize=7)
     figure.savefig(target, dpi=110)
-    return rows
+    return table
 
 
-def agreement(judges: dict[str, RewardModel], num_steps: int, pictures: int, folder: str) -> dict[str, Any]:
+def agreement(judges: dict[str, RewardModel], num_steps: int, folder: str) -> dict[str, Any]:
     """Shares of test pairs that two models order alike: all, and clear ones by gold (|dU| above the median)."""
-    pool = load_pool(str(WEIGHTS / "base"), str(WEIGHTS / "gold"), "test", pictures, num_steps, folder)
+    pool = load_pool(str(WEIGHTS / "base"), str(WEIGHTS / "gold"), "test", TEST_PICTURES, num_steps, folder)
     prompts = pool.prompts(torch.arange(len(pool.images)))
     scores = {name: judge.score(to_float(pool.images), prompts) for name, judge in judges.items()}
     index = pairs_of(pool, seed=12345)[:4000]
@@ -120,8 +119,8 @@ def main() -> None:
     figures = {
         "ladder": ladder(gold, args.data_dir, folder / "gold_ladder.png"),
         "base_samples": sorted_grid(gold, folder / "gold_sorted.png"),
-        "best_of_n": best_of_n_curves(rewards, gold, folder / "best_of_n.png"),
-        "agreement": agreement(judges, cfg.num_steps, cfg.pictures, "data/preferences"),
+        "best_of_n": best_of_n_curves(cfg, rewards, gold, folder / "best_of_n.png"),
+        "agreement": agreement(judges, cfg.num_steps, "data/preferences"),
     }
     (folder / "gold.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor
 
 from src.errors import UserError
@@ -195,8 +196,18 @@ class DiffusionPolicy(LightningModule):
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     def save(self, run_dir: Path) -> Path:
-        """Writes lora/, in the format of `pipe.load_lora_weights`, or unet/, a UNet2DConditionModel; says where."""
+        """Writes lora/, in the format of `pipe.load_lora_weights`, or unet/, a UNet2DConditionModel; says where.
+
+        Raises UserError where there is no room.
+        """
         folder = run_dir / ("unet" if self.finetune == "full" else "lora")
+        try:
+            self._write(folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder} could not be written ({error}): make room, then resume.") from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
         if self.finetune == "full":
             self.unet.save_pretrained(folder)
         else:
@@ -205,7 +216,6 @@ class DiffusionPolicy(LightningModule):
                 unet_lora_layers=get_peft_model_state_dict(self.unet),
                 unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),  # alpha is not in the weights
             )
-        return folder
 
 
 def _load_pipeline(path: str) -> StableDiffusionPipeline:

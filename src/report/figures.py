@@ -62,6 +62,9 @@ def reward_curves(run: Run) -> go.Figure:
             figure.add_vline(
                 x=row["reward_queries"], line={"color": "rgba(128,128,128,0.35)", "dash": "dot", "width": 1}
             )
+    if run.alarm is not None:
+        line = {"color": "#D55E00", "width": 2}
+        figure.add_vline(x=run.alarm, line=line, annotation_text="watch: alarm", annotation_position="top left")
     return styled(figure, xaxis_title="reward queries [images]", yaxis_title="gain over the base [base sd]")
 
 
@@ -101,7 +104,7 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
         marker = {"color": colour_of(k)}
         figure.add_scatter(x=distance, y=judged, mode="markers", name=run.label, marker=marker, text=text)
         if sum(d > 0 for d in distance) >= 3:
-            fit = fit_reward(distance, judged, "rl")
+            fit = fit_reward(distance, judged, "best_of_n" if run.is_best_of_n else "rl")
             grid = np.linspace(0, max(distance), 80)
             name = f"fit: alpha {fit.alpha:.2f}, beta {fit.beta:.2f}, R² {fit.r2:.2f}"
             dashed = {"color": colour_of(k), "dash": "dash", "width": 1.5}
@@ -113,15 +116,19 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
     )
 
 
+def _treatment(run: Run) -> str:
+    return f"best of n by {run.trained}" if run.is_best_of_n else run.trained
+
+
 def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:
     """Final gain of every reward (columns) under training on each (rows), averaged over runs."""
-    trained = list(dict.fromkeys(run.trained for run in runs))
+    trained = list(dict.fromkeys(map(_treatment, runs)))
     columns = list(dict.fromkeys(name for run in runs for name in run.rewards))
     if len(trained) < 2 and len(columns) < 3:
         return None
 
     def cell(row: str, column: str) -> float:
-        values = [run.evaluations[-1].get(f"eval/{column}/gain") for run in runs if run.trained == row]
+        values = [run.evaluations[-1].get(f"eval/{column}/gain") for run in runs if _treatment(run) == row]
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else float("nan")
 

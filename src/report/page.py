@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
+from src.report.watching import detect
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
 
@@ -30,6 +31,7 @@ def write_report(runs: list[Run], target: Path) -> Path:
         runs=[_one(run) for run in runs],
         differences=_difference_table(runs),
         count=len(runs),
+        watch=_watch_table(runs),
     )
     temporary = target.with_suffix(".tmp")
     temporary.write_text(html)
@@ -40,7 +42,11 @@ def write_report(runs: list[Run], target: Path) -> Path:
 def _shared(runs: list[Run]) -> list[dict[str, Any]]:
     return [
         _section("Proxy against gold", figures.proxy_against_judge(runs), "Right: what was trained on. Up: the truth."),
-        _section("Gold over distance from the base", figures.kl_frontier(runs), "Dashed: R = d (alpha - beta log d)."),
+        _section(
+            "Gold over distance from the base",
+            figures.kl_frontier(runs),
+            "Dashed: R = d (alpha - beta log d); of best-of-n, d (alpha - beta d).",
+        ),
         _section("Cross-reward matrix", figures.cross_reward_matrix(runs), "Gain at the end, base sd."),
         _section("What the pictures do", figures.small_multiples(runs, figures.LOOKS, "evaluation"), ""),
         _section("Health of the optimisation", figures.small_multiples(runs, figures.HEALTH, "iteration"), ""),
@@ -105,6 +111,22 @@ def _picture(path: Path) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _watch_table(runs: list[Run]) -> list[list[str]]:
+    """A row for each run whose truth is known and whose watch followed something."""
+    rows = []
+    for run in runs:
+        watch = run.config.get("callbacks", {}).get("watch", {})
+        found = detect(run, **{key: watch[key] for key in ("signal", "margin", "patience")}) if watch else None
+        if found is None:
+            continue
+        told = "-" if found.alarm is None else f"{found.alarm:,}"
+        delay = "-" if found.delay is None else f"{found.delay:+,}"
+        verdict = "missed" if found.missed else "false alarm" if (found.delay or 0) < 0 else ""
+        gains = (f"{found.shipped:+.2f}", f"{found.last:+.2f}")
+        rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, verdict])
+    return rows
 
 
 def _difference_table(runs: list[Run]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class Run:
     folder: Path
     config: dict[str, Any]
     iterations: list[Row]
-    evaluations: list[Row]  # the base model's first
+    evaluations: list[Row]  # the base model's first; of best-of-n, one for each n
+    watch: list[Row] = field(default_factory=list)
     label: str = ""
 
     @property
@@ -37,6 +38,15 @@ class Run:
 
     def series(self, key: str, rows: list[Row] | None = None) -> list[float | int]:
         return [row.get(key, float("nan")) for row in (self.evaluations if rows is None else rows)]
+
+    @property
+    def alarm(self) -> int | None:
+        """Reward queries at the watch's alarm."""
+        return next((row["reward_queries"] for row in self.watch if row["watch/alarm"]), None)
+
+    @property
+    def is_best_of_n(self) -> bool:
+        return self.config.get("task") == "best_of_n"
 
     @property
     def queries(self) -> list[int]:
@@ -74,10 +84,10 @@ def read_run(folder: Path) -> Run | None:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue  # a row cut short by a kill
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("iteration", "evaluation")}
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("iteration", "evaluation", "watch")}
     if not by_kind["evaluation"]:
         return None
-    return Run(folder, config, by_kind["iteration"], by_kind["evaluation"])
+    return Run(folder, config, by_kind["iteration"], by_kind["evaluation"], by_kind["watch"])
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,6 +114,10 @@ def headline(run: Run, judge: str = "gold") -> str:
     proxy = last[f"eval/{run.trained}/gain"]
     verb = "rose" if proxy >= 0 else "fell"
     start = f"In {queries:,} reward queries the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
+    base, at = "before training", "at {:,} queries"
+    if run.is_best_of_n:
+        start = f"Choosing the best of up to {queries:,} base samples by {run.trained} raised it by {proxy:.1f} base sd"
+        base, at = "without a choice", "at the best of {:,}"
     if f"eval/{judge}/gain" not in last:
         return f"{start}; this suite has no {judge} judge to say what became of the truth."
     gains = run.series(f"eval/{judge}/gain")
@@ -111,9 +125,5 @@ def headline(run: Run, judge: str = "gold") -> str:
     lost = gains[peak] - gains[-1]
     if peak == len(gains) - 1:
         return f"{start}; {judge} rose with it to {gains[-1]:+.1f} and has not fallen yet."
-    where = (
-        "was highest before training"
-        if peak == 0
-        else (f"peaked at {run.queries[peak]:,} queries ({gains[peak]:+.2f})")
-    )
+    where = f"was highest {base}" if peak == 0 else f"peaked {at.format(run.queries[peak])} ({gains[peak]:+.2f})"
     return f"{start}; {judge} {where} and had lost {lost:.1f} base sd at the end."

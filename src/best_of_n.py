@@ -1,0 +1,153 @@
+"""Best-of-n sampling from the base model: the control that fine-tuning is drawn against, in one command.
+
+`python -m src.run +experiment=best_of_n_hps` draws `pool` pictures a prompt, chooses by the trained reward, and writes
+what the best of n = 1, 2, 4, ... scores with every reward: the unbiased estimate over the pool, at the exact KL
+log n - (n - 1) / n.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from src.callbacks.evaluation import picture_grid
+from src.errors import UserError
+from src.experiment import build, build_loggers, new_run, quieten, session
+from src.metrics.best_of_n import best_of_n, best_of_n_kl
+from src.metrics.glossary import lookup
+from src.metrics.intervals import bootstrap_mean, spread_within
+from src.policy.diffusion import DiffusionPolicy
+from src.report.page import write_report
+from src.report.runs import find_runs
+from src.rewards.base import RewardModel
+from src.run_folder import open_run_dir, versions, write_json
+from src.seeding import seed_of
+
+POOL_STREAM = 1 << 24  # keeps the pool's seeds apart from those of training and evaluation
+GRID_PROMPTS = 32
+Row = dict[str, float | int]
+
+
+def run_best_of_n(composed: DictConfig) -> dict[str, Any]:
+    """The whole control; returns its last row."""
+    quieten()
+    if composed.resume:
+        raise UserError("resume= is for fine-tuning runs; best-of-n takes minutes: start it anew.")
+    cfg, folder = new_run(composed, "best_of_n")
+    lightning.seed_everything(cfg["seed"], verbose=False)
+    device = device_of(cfg["trainer"]["accelerator"])
+    policy: DiffusionPolicy = build(cfg["policy"]).to(device)
+    models = {**cfg["suite"]["rewards"], **(cfg["suite"]["judges"] or {})}
+    rewards: dict[str, RewardModel] = {name: build(model).to(device) for name, model in models.items()}
+    prompts: list[str] = build(cfg["prompts"]).train
+    for reward in rewards.values():
+        reward.check_prompts(prompts)
+    open_run_dir(folder, cfg, checkpoint_bytes=0)
+    print(f"run folder: {folder}", flush=True)
+    with session(folder):
+        loggers, started = build_loggers(cfg, folder), time.perf_counter()
+        pool = score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"])
+        np.savez(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
+        rows = curve(pool.scores, cfg["train_reward"], prompts)
+        log_rows(rows, loggers)
+        pool.save_grids(folder / "samples", prompts, int(rows[-1]["best_of_n/n"]))
+        seconds = time.perf_counter() - started
+        summary = {"experiment": cfg["name"], "final": rows[-1], "seconds": seconds, "versions": versions()}
+        write_json(folder / "summary.json", summary)
+        print_curve(cfg["name"], rows, list(rewards))
+        print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+        return rows[-1]
+
+
+def device_of(accelerator: str) -> str:
+    """cuda where Lightning would take it for this accelerator, else cpu."""
+    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def log_rows(rows: list[Row], loggers: list[Logger]) -> None:
+    for row in rows:
+        for key in row:
+            lookup(key)
+        for logger in loggers:
+            logger.log_metrics({"kind": "evaluation"} | row, step=int(row["reward_queries"]))  # type: ignore[arg-type]
+
+
+@dataclass
+class Pool:
+    """Scores of the base's samples, one row a prompt, and for the first prompts the first and the best picture."""
+
+    scores: dict[str, Float[Tensor, "prompt n"]]
+    first: list[Tensor]
+    best: list[Tensor]
+
+    def save_grids(self, folder: Path, prompts: list[str], n: int) -> None:
+        folder.mkdir(exist_ok=True)
+        for k, pictures in ((1, self.first), (n, self.best)):
+            picture_grid(torch.stack(pictures), prompts[: len(pictures)]).save(folder / f"{k:05d}.png")
+
+
+def score_pool(
+    policy: DiffusionPolicy, rewards: dict[str, RewardModel], proxy: str, prompts: list[str], n: int, seed: int
+) -> Pool:
+    """Draws n samples of each prompt and scores them with every reward."""
+    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
+    first, best = [], []
+    for p, prompt in enumerate(track(prompts, f"best of {n}: base samples")):
+        repeated = [prompt] * n
+        images = policy.sample(repeated, [seed_of(seed, p * n + i, POOL_STREAM) for i in range(n)]).images
+        for name, reward in rewards.items():
+            scores[name].append(reward.score(images, repeated).cpu())
+        if p < GRID_PROMPTS:
+            first.append(images[0].cpu())
+            best.append(images[scores[proxy][-1].argmax()].cpu())
+    return Pool({name: torch.stack(rows) for name, rows in scores.items()}, first, best)
+
+
+def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: list[str]) -> list[Row]:
+    """A row for each n = 1, 2, 4, ... up to the pool; gains over the base's mean of the prompt, in base sd."""
+    size = next(iter(scores.values())).shape[1]
+    units = [prompt for prompt in prompts for _ in range(size)]
+    spread = {name: max(spread_within(table.flatten().numpy(), units), 1e-12) for name, table in scores.items()}
+    rows: list[Row] = []
+    peak = dict.fromkeys(scores, float("-inf"))
+    for n in (2**k for k in range(size.bit_length()) if 2**k <= size):
+        kl = best_of_n_kl(n)
+        row: Row = {"iteration": n, "reward_queries": n, "best_of_n/n": n, "kl/trajectory": kl, "kl/sqrt": kl**0.5}
+        for name, table in scores.items():
+            chosen = np.array([best_of_n(scores[proxy][p], table[p], n) for p in range(len(prompts))])
+            gain = bootstrap_mean((chosen - table.mean(1).numpy()) / spread[name], prompts)
+            peak[name] = max(peak[name], gain.mean)
+            row |= {
+                f"eval/{name}/mean": float(chosen.mean()),
+                f"eval/{name}/base_sd": spread[name],
+                f"eval/{name}/gain": gain.mean,
+                f"eval/{name}/gain_low": gain.low,
+                f"eval/{name}/gain_high": gain.high,
+                f"eval/{name}/below_peak": peak[name] - gain.mean,
+            }
+        for name in scores:
+            row[f"eval/{name}/gap"] = row[f"eval/{proxy}/gain"] - row[f"eval/{name}/gain"]
+        rows.append(row)
+    return rows
+
+
+def print_curve(title: str, rows: list[Row], names: list[str]) -> None:
+    table = Table(title=f"{title}: gain over the base [base sd]")
+    for column in ("n", "KL [nats]", *names):
+        table.add_column(column, justify="right")
+    for row in rows:
+        gains = (f"{row[f'eval/{name}/gain']:+.2f}" for name in names)
+        table.add_row(f"{row['best_of_n/n']:.0f}", f"{row['kl/trajectory']:.2f}", *gains)
+    console = Console()
+    (console if console.is_terminal else Console(width=110)).print(table)

@@ -1,0 +1,112 @@
+"""The overoptimization watch: an alarm from what a practitioner has, without a look at any judge."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+from src.callbacks.evaluation import CrossRewardEvaluation
+from src.errors import UserError
+from src.metrics.watching import Signal, alarm_index, signal_of
+from src.run_folder import write_json
+
+
+class OveroptimizationWatch(Callback):
+    """Follows a signal (see signal_of) from evaluation to evaluation.
+
+    best/ holds the weights of the signal's peak before the alarm, with at.json to say when that was.
+
+    Args:
+        rewards: names of the suite's rewards; judges are none of them.
+        signal: whose held-out gain counts.
+        margin: base sd below the peak that raise the alarm. patience: evaluations in a row.
+        action: `tell` says so once; `stop` also ends the run. A stopped run that is resumed goes on.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        rewards: list[str],
+        signal: Signal = "trained",
+        margin: float = 0.1,
+        patience: int = 1,
+        action: Literal["tell", "stop"] = "tell",
+    ):
+        if margin < 0 or patience < 1:
+            raise UserError(f"watch: margin={margin} must not be negative and patience={patience} at least 1.")
+        if signal == "others" and len(rewards) < 2:
+            raise UserError("watch: signal=others needs a suite with a second reward; choose trained.")
+        self.folder, self.rewards, self.signal = Path(run_dir) / "best", rewards, signal
+        self.margin, self.patience, self.action = margin, patience, action
+        self.queries: list[int] = []
+        self.signals: list[float] = []
+
+    @property
+    def alarm(self) -> int | None:
+        """Reward queries at the alarm."""
+        k = alarm_index(self.signals, self.margin, self.patience)
+        return None if k is None else self.queries[k]
+
+    @property
+    def best(self) -> int | None:
+        """Reward queries at the signal's peak before the alarm."""
+        seen = self.signals[: alarm_index(self.signals, self.margin, self.patience)]
+        return self.queries[seen.index(max(seen))] if seen else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes in the evaluation that was made last, if it is new."""
+        row = next(c for c in trainer.callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
+        value = signal_of(row, pl_module.reward_name, self.rewards, self.signal)
+        if value is None or row["reward_queries"] in self.queries:
+            return
+        known = self.alarm
+        self.queries.append(int(row["reward_queries"]))
+        self.signals.append(value)
+        if self.best == self.queries[-1] and trainer.is_global_zero:
+            self._keep(pl_module, value)
+        below = max(self.signals) - value
+        alarmed = float(self.alarm is not None)
+        pl_module.record("watch", {"watch/signal": value, "watch/below_peak": below, "watch/alarm": alarmed})
+        if self.alarm is not None and known is None:
+            print(f"watch: {self.sentence()}", flush=True)
+            trainer.should_stop = trainer.should_stop or self.action == "stop"
+
+    def _keep(self, pl_module: LightningModule, value: float) -> None:
+        partial, old = self.folder.with_suffix(".partial"), self.folder.with_suffix(".old")
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        pl_module.policy.save(partial)
+        queries = self.queries[-1]
+        write_json(partial / "at.json", {"reward_queries": queries, "iteration": pl_module.iteration, "signal": value})
+        if self.folder.exists():
+            self.folder.rename(old)
+        partial.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def sentence(self) -> str:
+        """What the watch has to say so far."""
+        if not self.signals:
+            return "off, for no prompts are held out."
+        what = f"the held-out gain ({self.signal})"
+        if self.alarm is None:
+            return f"no alarm; {what} was highest after {self.best:,} reward queries; those weights: {self.folder}"
+        return (
+            f"alarm after {self.alarm:,} reward queries, {what} has fallen more than {self.margin} base sd below its "
+            f"peak; it was highest after {self.best:,}; those weights: {self.folder}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queries": self.queries, "signals": self.signals}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.queries, self.signals = state_dict["queries"], state_dict["signals"]

@@ -1,0 +1,48 @@
+"""How well the overoptimization watch does where the truth is known: its alarm against gold's peak."""
+
+from dataclasses import dataclass
+
+from src.metrics.watching import Signal, alarm_index, signal_of
+from src.report.runs import Run
+
+FALLEN = 0.5  # base sd that gold must lose below its peak before silence counts as a miss
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One run, judged. Queries are reward queries; gains are gold's, in base sd."""
+
+    alarm: int | None  # queries at the alarm
+    judge_peak: int  # queries at gold's highest gain
+    best: int  # queries of the weights that the watch keeps: of the signal's peak before the alarm
+    shipped: float  # gold's gain of those weights
+    last: float  # gold's gain at the end
+    missed: bool  # gold fell by FALLEN or more and there was no alarm
+
+    @property
+    def delay(self) -> int | None:
+        """Queries from gold's peak to the alarm; negative where the alarm came first, a false alarm."""
+        return None if self.alarm is None else self.alarm - self.judge_peak
+
+
+def detect(
+    run: Run, signal: Signal = "trained", margin: float = 0.1, patience: int = 1, judge: str = "gold"
+) -> Detection | None:
+    """What a watch with these options would have said of a run; None without a judge or held-out prompts."""
+    names = list(run.config["suite"]["rewards"])
+    signals = [signal_of(row, run.trained, names, signal) for row in run.evaluations]
+    known = [value for value in signals if value is not None]
+    gold = run.series(f"eval/{judge}/gain")
+    if len(known) < len(signals) or any(value != value for value in gold):
+        return None
+    alarm = alarm_index(known, margin, patience)
+    seen = known[:alarm]
+    best, peak = seen.index(max(seen)), gold.index(max(gold))
+    return Detection(
+        alarm=None if alarm is None else run.queries[alarm],
+        judge_peak=run.queries[peak],
+        best=run.queries[best],
+        shipped=float(gold[best]),
+        last=float(gold[-1]),
+        missed=alarm is None and gold[peak] - gold[-1] >= FALLEN,
+    )

@@ -1,0 +1,64 @@
+"""The W&B dashboard as code: a definition that W&B's own package accepts, of metrics that runs do log."""
+
+import pytest
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces.workspaces import internal
+
+from src.dashboard import main, make_report, make_workspace, sections, suite_rewards
+from src.errors import UserError
+from src.metrics.glossary import lookup
+
+REWARDS, JUDGES = ["hps", "pickscore"], ["gold"]
+
+
+def metrics_of(panel) -> list[str]:
+    """What a panel draws, the x-axis included."""
+    named = [*getattr(panel, "y", []), *getattr(panel, "metrics", []), getattr(panel, "x", None)]
+    return [metric if isinstance(metric, str) else metric.name for metric in named if metric is not None]
+
+
+def test_every_panel_shows_what_runs_log():
+    named = [m for panels in sections(REWARDS, JUDGES).values() for panel in panels for m in metrics_of(panel)]
+    assert {"eval/gold/gain", "held_out/pickscore/gain", "kl/sqrt", "reset/share", "watch/signal"} <= set(named)
+    for metric in named:
+        lookup(metric.removesuffix(".last"))  # W&B's name of a summary value
+
+
+def test_the_suites_rewards_are_found():
+    rewards, judges = suite_rewards("mini")
+    assert "hps" in rewards and "gold" in judges and "gold" not in rewards
+
+
+def test_the_definition_survives_wandbs_own_schema(tmp_path):
+    main(["--entity", "team", "--out", str(tmp_path / "workspace.json")])
+    view = internal.View.model_validate_json((tmp_path / "workspace.json").read_text())
+    again = ws.Workspace._from_model(view)
+    assert [section.name for section in again.sections] == list(sections(REWARDS, JUDGES))
+    assert (again.entity, again.project) == ("team", "overopt")
+    assert again.settings.x_axis == "reward_queries"
+    titles = [panel.title for section in again.sections for panel in section.panels]
+    assert "gold: KL frontier" in titles and "gold, by experiment" in titles
+
+
+def test_workspace_and_report_hold_the_same_panels():
+    panels = sections(REWARDS, JUDGES)
+    workspace, report = make_workspace("team", "p", panels), make_report("team", "p", panels)
+    grids = [block for block in report.blocks if hasattr(block, "panels")]
+    assert [len(grid.panels) for grid in grids] == [len(section.panels) for section in workspace.sections]
+    assert all(panel._to_model() for grid in grids for panel in grid.panels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--entity is missing"),
+        (["--entity", "team"], "no W&B key"),
+        (["--entity", "team", "--report", "--out", "x.json"], "--out is for the workspace"),
+        (["--entity", "team", "--out", "/nowhere/x.json"], "/nowhere/x.json cannot be written"),
+    ],
+)
+def test_what_is_missing_is_told(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key in netrc
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match=message):
+        main(arguments)

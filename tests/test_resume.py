@@ -1,0 +1,114 @@
+"""What a kill costs a run: nothing. And what evaluating it costs training: nothing either."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import LONGER, ROOT, rows_of, run_command
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def untimed(state: object) -> object:
+    """The state without how long anything took."""
+    if isinstance(state, dict):
+        return {k: untimed(v) for k, v in state.items() if k not in ("seconds", "phase_seconds")}
+    return [untimed(v) for v in state] if isinstance(state, list | tuple) else state
+
+
+def final_state(folder: Path) -> dict:
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)
+    return untimed({key: checkpoint[key] for key in ("state_dict", "optimizer_states", "progress", "callbacks")})
+
+
+def kept_by_the_watch(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "best").rglob("*") if p.is_file()}
+
+
+def timeless(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
+
+
+def kill_at(folder: Path, moment: str, overrides: list[str]) -> None:
+    """Starts a run and kills it when a file of its folder appears, or when its metrics hold so many rows."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.run", *overrides, f"run_dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the run ended before {moment}"
+        if len(_lines(folder)) >= int(moment[4:]) if moment.startswith("row") else (folder / moment).exists():
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _lines(folder: Path) -> list[str]:
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+# before the first row; while the first checkpoint is written; with a checkpoint of iteration 2, between the evaluation
+# after iteration 3 and the watch's look at it
+@pytest.mark.parametrize("moment", ["best.partial", "checkpoints/last.partial", "row 6"])
+def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
+    folder = tmp_path / "killed"
+    kill_at(folder, moment, LONGER)
+    assert (folder / "checkpoints/last.ckpt").exists() or not moment.startswith("row")
+    resumed = run_command(f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert timeless(folder) == timeless(finished)
+    assert same(final_state(folder), final_state(finished))
+    assert kept_by_the_watch(folder) == kept_by_the_watch(finished)
+
+
+def test_a_finished_run_can_be_extended(finished, tmp_path):
+    folder = tmp_path / "extended"
+    shutil.copytree(finished, folder)
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    del stored["pool"]  # as if it had been started before there was such a key
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    done = run_command(f"resume={folder}", "iterations=7")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_run_that_the_watch_stopped_stays_stopped(tmp_path):
+    folder = tmp_path / "run"
+    stop = ["callbacks.watch.action=stop", "callbacks.watch.margin=0", "evaluation.every=1", "optimizer.lr=1e-2"]
+    done = run_command(*LONGER, *stop, f"run_dir={folder}")
+    assert done.returncode == 0 and "watch: alarm after" in done.stdout, done.stdout + done.stderr[-2000:]
+    iterations = len(rows_of(folder, "iteration"))
+    assert iterations < 6 and torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["progress"]["stopped"]
+    (folder / "summary.json").unlink()  # as if it had been killed before it had summed up
+    assert run_command(f"resume={folder}").returncode == 0
+    assert len(rows_of(folder, "iteration")) == iterations and (folder / "summary.json").exists()
+
+
+def test_evaluation_does_not_change_training(finished, tmp_path):
+    folder = tmp_path / "run"
+    changes = ["evaluation.every=100", "evaluation.samples_per_prompt=2", "evaluation.seed=5"]
+    done = run_command(*LONGER, *changes, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    training = lambda run: [row for row in timeless(run) if row["kind"] == "iteration"]  # noqa: E731
+    assert training(folder) == training(finished)
+    for part in ("state_dict", "optimizer_states", "progress"):
+        assert same(final_state(folder)[part], final_state(finished)[part])

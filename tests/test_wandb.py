@@ -1,0 +1,78 @@
+"""What W&B gets of a run: every row and picture, in its own file; and a server that cannot be reached costs nothing."""
+
+import json
+import math
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+from tests.conftest import rows_of, run_command
+
+TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "threads=1"]
+BLOCK, HEADER = 32768, 7
+
+
+def records_of(path: Path) -> list[Record]:
+    """The records of a .wandb file: a LevelDB log (blocks of 32 KiB, checksum, length and kind before each part)."""
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    records, parts, at = [], b"", HEADER
+    while at < len(data):
+        if BLOCK - at % BLOCK < HEADER:  # the rest of a block is padding
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        parts += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):  # whole, or last part
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def history_of(records: list[Record]) -> list[dict]:
+    found = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in row.item} for row in found]
+
+
+def wandb_file(folder: Path) -> Path:
+    return next(folder.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    return kept | {"HOME": str(home)} | more
+
+
+def test_the_offline_file_holds_every_row_and_picture(tmp_path):
+    folder = tmp_path / "run"
+    done = run_command(*TINY, f"run_dir={folder}", env=environment(tmp_path), stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = records_of(wandb_file(folder))
+    history = history_of(records)
+    logged = [{k: v for k, v in row.items() if k != "trainer/global_step" and k[0] != "_"} for row in history]
+    rows = [row for row in logged if "kind" in row]
+    assert len(rows) == len(rows_of(folder)) == 6  # 2 iterations, 2 evaluations, 2 looks of the watch
+    for ours, theirs in zip(rows_of(folder), rows, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(v == theirs[k] or math.isclose(v, theirs[k], rel_tol=1e-12) for k, v in ours.items())
+    pictures = [row for row in logged if "samples/path" in row]
+    assert len(pictures) == 2
+    files = wandb_file(folder).parent / "files"
+    assert all((files / row["samples/path"]).stat().st_size == row["samples/size"] for row in pictures)
+    metrics = {m.glob_name or m.name: m for m in (r.metric for r in records if r.WhichOneof("record_type") == "metric")}
+    assert metrics["*"].step_metric == "reward_queries"
+    assert metrics["eval/*"].summary.max and metrics["eval/*"].summary.min and metrics["eval/*"].summary.last
+
+
+def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path):
+    folder = tmp_path / "run"
+    nowhere = environment(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
+    done = run_command(*TINY, "logger.mode=online", f"run_dir={folder}", env=nowhere, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "W&B cannot be reached" in done.stdout
+    rows = [row for row in history_of(records_of(wandb_file(folder))) if "kind" in row]
+    assert len(rows) == len(rows_of(folder)) == 6

@@ -1,0 +1,98 @@
+"""The overoptimization watch: when it speaks, what it keeps, and that it looks at no judge."""
+
+import json
+from types import SimpleNamespace
+
+import lightning
+import pytest
+
+from src.callbacks.evaluation import CrossRewardEvaluation
+from src.callbacks.watch import OveroptimizationWatch
+from src.errors import UserError
+from src.metrics.watching import alarm_index, signal_of
+
+ROW = {
+    "held_out/hps/gain": 0.4,
+    "held_out/pickscore/gain": 0.1,
+    "held_out/aesthetic/gain": -0.2,
+    "held_out/gold/gain": 9,
+}
+REWARDS = ["hps", "pickscore", "aesthetic"]
+
+
+@pytest.mark.parametrize(("signal", "expected"), [("trained", 0.4), ("others", -0.05), ("all", 0.1)])
+def test_signals_by_hand(signal, expected):
+    assert signal_of(ROW, "hps", REWARDS, signal) == pytest.approx(expected)
+
+
+def test_without_held_out_prompts_there_is_no_signal():
+    assert signal_of({"eval/hps/gain": 1.0}, "hps", REWARDS, "trained") is None
+
+
+@pytest.mark.parametrize(
+    ("signals", "patience", "expected"),
+    [
+        ([0.0, 0.2, 0.3, 0.25, 0.1], 1, 4),  # 0.05 below the peak is within the margin of 0.1, 0.2 is not
+        ([0.0, 0.2, 0.3, 0.1, 0.25, 0.1, 0.1], 2, 6),  # twice in a row
+        ([0.0, 0.1, 0.2], 1, None),
+        ([0.0, -0.2], 1, 1),  # the base was the best
+        ([], 1, None),
+    ],
+)
+def test_alarms_by_hand(signals, patience, expected):
+    assert alarm_index(signals, margin=0.1, patience=patience) == expected
+
+
+class Module(lightning.LightningModule):
+    """What the watch asks of a finetuner."""
+
+    def __init__(self):
+        super().__init__()
+        self.reward_name, self.iteration, self.rows = "hps", 0, []
+        self.policy = SimpleNamespace(save=lambda folder: (folder / "weights").write_text(str(self.iteration)))
+
+    def record(self, kind, metrics):
+        self.rows.append({"kind": kind} | metrics)
+
+
+def follow(tmp_path, gains, **options):
+    """A watch shown these held-out gains, one an evaluation every 64 queries."""
+    evaluation = object.__new__(CrossRewardEvaluation)
+    watch = OveroptimizationWatch(str(tmp_path), ["hps"], **options)
+    options_of_trainer = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(callbacks=[evaluation, watch], accelerator="cpu", **options_of_trainer)
+    module, stopped = Module(), None
+    for k, gain in enumerate(gains):
+        evaluation.history, module.iteration = [{"held_out/hps/gain": gain, "reward_queries": 64 * k}], k
+        watch.on_train_batch_end(trainer, module, None, None, k)
+        watch.on_train_batch_end(trainer, module, None, None, k)  # iterations without an evaluation change nothing
+        stopped = k if trainer.should_stop and stopped is None else stopped
+    return watch, module, stopped
+
+
+def test_it_tells_once_and_keeps_the_weights_of_the_peak(tmp_path, capsys):
+    watch, module, stopped = follow(tmp_path, [0.0, 0.3, 0.1, 0.0])
+    assert (watch.alarm, watch.best, stopped) == (128, 64, None)
+    assert (tmp_path / "best/weights").read_text() == "1"
+    assert json.loads((tmp_path / "best/at.json").read_text())["reward_queries"] == 64
+    assert [row["watch/alarm"] for row in module.rows] == [0, 0, 1, 1]
+    assert module.rows[3]["watch/below_peak"] == pytest.approx(0.3)
+    assert capsys.readouterr().out.count("alarm after 128 reward queries") == 1
+
+
+def test_it_can_stop_the_run(tmp_path):
+    assert follow(tmp_path, [0.0, 0.3, 0.1, 0.0], action="stop")[2] == 2
+
+
+def test_a_restored_watch_goes_on(tmp_path):
+    watch = follow(tmp_path, [0.0, 0.3])[0]
+    again = OveroptimizationWatch(str(tmp_path), ["hps"])
+    again.load_state_dict(watch.state_dict())
+    assert (again.best, again.alarm) == (64, None)
+    assert "no alarm" in again.sentence() and "64" in again.sentence()
+
+
+@pytest.mark.parametrize("options", [{"margin": -0.1}, {"patience": 0}, {"signal": "others"}])
+def test_wrong_options_are_told(tmp_path, options):
+    with pytest.raises(UserError, match="watch"):
+        OveroptimizationWatch(str(tmp_path), ["hps"], **options)
