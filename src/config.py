@@ -166,8 +166,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
             raise UserError(f"{key}.lr={cfg[key]['lr']} must not be negative.")
     if str(cfg["trainer"].get("precision", "")).startswith("16"):
         raise UserError("trainer.precision=16-mixed is not supported: two optimizers would share one gradient scaler.")
-    if cfg["trainer"].get("devices", 1) not in (1, "1"):
-        raise UserError("trainer.devices must be 1: a run over several devices is not supported yet.")
+    if cfg["task"] != "finetune" and cfg["trainer"].get("devices", 1) not in (1, "1"):
+        raise UserError(f"trainer.devices={cfg['trainer']['devices']}: only fine-tuning runs on several devices.")
     samples, per_update = cfg["samples_per_iteration"], cfg["algorithm"].get("samples_per_update")
     if per_update is not None and per_update < 1:
         raise UserError(f"algorithm.samples_per_update={per_update} must be at least 1, or null for all.")

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 import shutil
 import time
 import warnings
@@ -15,8 +16,10 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +39,7 @@ from src.rewards.base import RewardModel
 from src.run_folder import find_run, new_run_dir, open_run_dir, stored_config, versions, write_json
 from src.seeding import seed_of
 
+FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
 CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other draws
 
 
@@ -55,20 +59,26 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
-    open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
-    print(f"run folder: {folder}", flush=True)
+    if rank_zero_only.rank == 0:
+        open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
+        print(f"run folder: {folder}", flush=True)
     with session(folder):
         trainer = build_trainer(cfg, folder, callbacks)
+        check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
         progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
         iteration = progress["iteration"]
-        trainer.loggers[0].forget_after(iteration)
+        if trainer.is_global_zero:
+            trainer.loggers[0].forget_after(iteration)
         started = time.perf_counter()
         stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
         if iteration >= cfg["iterations"] or stopped:
             print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
             restore_finished(checkpoint, finetuner, trainer)
         else:
-            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+            with told_to_ranks(folder):
+                trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+        if not trainer.is_global_zero:
+            return {}
         weights = finetuner.policy.save(folder)
         before = sum(progress["phase_seconds"].values())
         summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
@@ -83,7 +93,7 @@ def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], P
     """The checked configuration of a run that begins, and the folder it will have; nothing is written yet."""
     cfg = check(composed)
     cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or fallback_name
-    folder = new_run_dir(cfg)
+    folder = folder_told(cfg) or new_run_dir(cfg)
     cfg["run_dir"] = str(folder)
     set_threads(cfg)
     return cfg, folder
@@ -91,12 +101,47 @@ def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], P
 
 def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
     """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
-    folder = find_run(composed.resume)
+    folder = find_run(os.environ.get(FOLDER_TOLD, composed.resume))
     cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
     if cfg["task"] != "finetune":
         raise UserError(f"resume={folder}: no fine-tuning run, but one of minutes ({cfg['task']}): start it anew.")
     set_threads(cfg)
     return cfg, folder
+
+
+def folder_told(cfg: dict[str, Any]) -> Path | None:
+    """The run folder of a rank that did not choose it. Raises UserError if nobody told it."""
+    if FOLDER_TOLD in os.environ:
+        return Path(os.environ[FOLDER_TOLD])
+    launched = any(int(os.environ.get(key, 1)) > 1 for key in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if launched and cfg["trainer"].get("devices", 1) not in (1, "1") and not cfg["run_dir"]:
+        raise UserError(
+            "run_dir= is needed where torchrun or srun starts the processes: they must agree on the folder."
+        )
+    return Path(cfg["run_dir"]) if rank_zero_only.rank else None
+
+
+@contextmanager
+def told_to_ranks(folder: Path) -> Iterator[None]:
+    """Within, processes that Lightning starts are told which folder is the run's."""
+    os.environ[FOLDER_TOLD] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER_TOLD]
+
+
+def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
+    """Raises UserError on more processes than there is work for, or where they cannot be started."""
+    if trainer.world_size > samples:
+        raise UserError(
+            f"trainer.devices: {trainer.world_size} processes are more than the {samples} samples they share."
+        )
+    started_outside = any(key in os.environ for key in ("LOCAL_RANK", "SLURM_PROCID"))
+    if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN and not started_outside:
+        raise UserError(
+            "trainer.devices: the runs of a sweep cannot start processes of their own; let srun or torchrun start them."
+        )
 
 
 def set_threads(cfg: dict[str, Any]) -> None:
@@ -110,7 +155,7 @@ def session(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not (folder / "metrics.jsonl").exists():
+        if rank_zero_only.rank == 0 and not (folder / "metrics.jsonl").exists():
             shutil.rmtree(folder)  # the mended command can use the same folder
         raise
     finally:
@@ -142,7 +187,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
     rewards = {name: build(reward) for name, reward in cfg["suite"]["rewards"].items()}
     reward = rewards[cfg["train_reward"]]
     torch.manual_seed(seed_of(cfg["seed"], CRITIC_STREAM))  # whatever has been loaded before
-    critic = build(cfg["critic"], reward=reward, decode=policy.decode) if algorithm.uses_critic else None
+    critic = build(cfg["critic"], reward=reward, policy=policy) if algorithm.uses_critic else None
     finetuner = RewardFinetuner(
         policy=policy,
         reward=reward,
@@ -161,7 +206,9 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
 
 
 def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
-    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again."""
+    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes."""
+    if rank_zero_only.rank != 0:
+        return []
     tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
     tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
     return [JsonlLogger(folder / "metrics.jsonl"), tracker]

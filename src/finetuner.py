@@ -3,12 +3,13 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -16,11 +17,19 @@ from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.metrics.glossary import lookup
-from src.metrics.training import RatioStatistics, critic_metrics, neuron_metrics, reset_metrics, reward_metrics
+from src.metrics.training import (
+    RatioStatistics,
+    critic_metrics,
+    explained_variance,
+    neuron_metrics,
+    reset_metrics,
+    reward_metrics,
+)
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
+from src.ranks import Ranks
 from src.resets.base import Reset
-from src.resets.ops import neuron_scores
+from src.resets.ops import Mask, Scores, magnitudes, neuron_scores
 from src.rewards.base import RewardModel
 from src.seeding import generator_of, seed_of
 from src.types import Credit, Metrics, Rollout
@@ -75,12 +84,18 @@ class RewardFinetuner(LightningModule):
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
+        self.last_masks: list[Mask] | None = None  # of the last reset
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(self.global_rank, self._trainer.world_size) if self._trainer else Ranks()
 
     # ------------------------------------------------------------------------------------------------ the iteration
 
     def training_step(self, batch: list[str], batch_idx: int) -> None:
-        """The whole of iteration `self.iteration + 1`, on one prompt a sample."""
-        torch.manual_seed(seed_of(self.seed, self.iteration))  # dropout, and whatever else draws from the global state
+        """The whole of iteration `self.iteration + 1`, on one prompt a sample; a rank takes its part of them."""
+        # dropout, and whatever else draws from the global state
+        torch.manual_seed(seed_of(self.seed, self.iteration, self.global_rank))
         with self._timed("sampling"):
             rollout = self.sample(batch)
         with self._timed("rewards"):
@@ -89,75 +104,92 @@ class RewardFinetuner(LightningModule):
         with self._timed("critic_features"):
             features = self.critic.features(rollout) if self.critic is not None else None
         with self._timed("update"):
-            credit = self.credit(rollout, rewards, features)
+            credit = self.credit(batch, rewards, features)
             metrics = self.update(rollout, credit, features)
         self.iteration += 1
-        self.reward_queries += len(rollout)
+        self.reward_queries += len(batch)
         with self._timed("reset"):
-            metrics |= self.measure_and_reset(features)
-        metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
+            metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
+            metrics |= self.measure_and_reset(features, credit, metrics)
         self.latest = self.record("iteration", metrics)
 
     def sample(self, prompts: list[str]) -> Rollout:
-        seeds = [seed_of(self.seed, self.iteration, i) for i in range(len(prompts))]
-        return self.policy.sample(prompts, seeds)
+        """This rank's part of the samples."""
+        part = self.ranks.part(len(prompts))
+        seeds = [seed_of(self.seed, self.iteration, i) for i in range(part.start, part.stop)]
+        predicted = self.critic is not None and self.critic.state == "predicted"
+        return self.policy.sample(prompts[part], seeds, keep_predicted=predicted)
 
     def score(self, rollout: Rollout) -> Float[Tensor, " b"]:
+        """Rewards of all ranks' samples."""
         self.check_finite("a sampled picture", rollout.images)
         rewards = self.reward.score(rollout.images, rollout.prompts)
         self.check_finite("the reward", rewards)
-        return rewards
+        return self.ranks.gather(rewards)
 
-    def credit(self, rollout: Rollout, rewards: Float[Tensor, " b"], features: Float[Tensor, "b t d"] | None) -> Credit:
-        normalised = self.normaliser(rewards, rollout.prompts)
+    def credit(
+        self, prompts: list[str], rewards: Float[Tensor, " b"], features: Float[Tensor, "own t d"] | None
+    ) -> Credit:
+        """Of all samples, whichever rank's they are."""
+        normalised = self.normaliser(rewards, prompts)
         values = None
         if self.critic is not None and features is not None:
-            with torch.no_grad():
-                values = self.critic.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        return self.algorithm.credit(normalised, self.policy.step_std[: len(rollout.timesteps)], values)
+            values = self._values(features)
+        steps = self.algorithm.trained_steps(self.policy.num_steps)
+        return self.algorithm.credit(normalised, self.policy.step_std[:steps], values)
 
-    def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "b t d"] | None) -> Metrics:
+    def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
         text = self.policy.encode_prompts(rollout.prompts)
+        b, t = credit.advantages.shape
+        credit = credit.of(self.ranks.part(b))
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        ratios, steps = RatioStatistics(rollout.log_probs.shape[1], self.device), 0
-        for samples, slots in self._updates(*rollout.log_probs.shape):
+        norms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        ratios, steps = RatioStatistics(t, self.device), 0
+        for total, samples, slots in self._own_updates(b, t):
             for part in torch.arange(len(samples)).split(self.microbatch):
+                if not len(part):
+                    continue  # all of these samples are other ranks'
                 i, j = samples[part], slots[part]
-                share = len(part) / len(samples)
+                share = len(part) / total
                 log_prob = self.policy.log_prob(
                     rollout.latents[i, j + 1], rollout.latents[i, j], rollout.timesteps[j], text[i]
                 )
                 old = rollout.log_probs[i, j]
                 policy = self.algorithm.policy_loss(log_prob, old, credit.advantages[i, j])
-                self.manual_backward(policy.loss * share)
+                self._backward(policy.loss * share)
                 sums["policy/loss"] += share * policy.loss.detach()
                 ratios.update(j, policy.ratio, policy.clipped)
                 if features is not None:
                     value_loss = self._critic_loss(features[i, j], credit, i, j)
-                    self.manual_backward(value_loss * share)
+                    self._backward(value_loss * share)
                     sums["critic/loss"] += share * value_loss.detach()
             for name, norm in self._optimizer_step().items():
-                sums[name] += norm
+                norms[name] += norm
             steps += 1
         self.optimizer_steps += steps
-        means = {name: total.item() / steps for name, total in sums.items()} | ratios.metrics()
+        self.ranks.add_up([*sums.values(), ratios.sums])
+        means = {name: total.item() / steps for name, total in (sums | norms).items()} | ratios.metrics()
         for name, value in means.items():
             self.check_finite(name, torch.tensor(value))
         return means
 
-    def measure_and_reset(self, features: Float[Tensor, "b t d"] | None) -> Metrics:
+    def measure_and_reset(self, features: Float[Tensor, "own t d"] | None, credit: Credit, metrics: Metrics) -> Metrics:
         """Neuron statistics on this iteration's states and, where the strategy says so, the reset."""
         if self.critic is None or features is None:
             return {}
-        head, (b, t) = self.critic.head, features.shape[:2]
-        samples = torch.linspace(0, b - 1, min(b, max(1, self.neuron_probe // t))).round().long()
-        scores = neuron_scores(head.hidden(features[samples].flatten(0, 1)))  # all timesteps of some samples
-        masks = None
-        if self.reset.due(self.iteration):
-            rng = generator_of(self.seed, self.iteration, RESET_STREAM)
-            masks = self.reset.apply(head, scores, self._optimizers()[1], rng)
-        return neuron_metrics(scores) | reset_metrics(masks)
+        scores = self._neuron_scores(features, credit)
+        measured = neuron_metrics(scores)
+        if not self.reset.due(self.iteration, metrics | measured):
+            return measured | {"reset/share": 0.0}
+        rng = generator_of(self.seed, self.iteration, RESET_STREAM)
+        before = self._explained_variance(features, credit)
+        masks = self.reset.apply(self.critic.head, scores[self.reset.score], self._optimizers()[1], rng)
+        after = self._explained_variance(features, credit)
+        changed = {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
+        metrics = reset_metrics(masks, self.last_masks)
+        self.last_masks = masks
+        return measured | changed | metrics
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
@@ -165,10 +197,10 @@ class RewardFinetuner(LightningModule):
         """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row."""
         size = self.algorithm.samples_per_update or b
         for epoch in range(self.algorithm.inner_epochs):
-            order = torch.arange(b)
-            if size < b:
-                order = torch.randperm(b, generator=generator_of(self.seed, self.iteration, b, epoch))
-            groups = order.split(size)
+            rng = generator_of(self.seed, self.iteration, b, epoch)
+            # one of every b / size neighbours at random: each update sees all prompts, and as many of every rank
+            places = torch.stack([torch.randperm(b // size, generator=rng) for _ in range(size)])
+            groups = (places + torch.arange(0, b, b // size)[:, None]).T
             if self.algorithm.schedule == "trajectory":
                 for group in groups:
                     yield group.repeat(t), torch.arange(t).repeat_interleave(len(group))
@@ -177,10 +209,49 @@ class RewardFinetuner(LightningModule):
                     for group in groups:
                         yield group, torch.full_like(group, slot)
 
+    def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """For each optimizer step the number of its rows, and of those that are this rank's the sample and the slot."""
+        for samples, slots in self._updates(b, t):
+            own = self.ranks.own(samples, b)
+            yield len(samples), samples[own] - self.ranks.part(b).start, slots[own]
+
+    def _backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds to this rank's gradients; they are added up over ranks once an optimizer step."""
+        strategy = self.trainer.strategy
+        apart: AbstractContextManager = nullcontext()
+        if isinstance(strategy, ParallelStrategy):
+            apart = strategy.block_backward_sync()
+        with apart:
+            self.manual_backward(loss)
+
     def _critic_loss(self, features: Float[Tensor, "n d"], credit: Credit, i: Tensor, j: Tensor) -> Float[Tensor, ""]:
         assert self.critic is not None and credit.values is not None and credit.returns is not None
         value = self.critic.train()(features)
         return self.algorithm.critic_loss(value, credit.values[i, j], credit.returns[i, j])
+
+    @torch.no_grad()
+    def _values(self, features: Float[Tensor, "own t d"]) -> Float[Tensor, "b t"]:
+        """The critic's, of all ranks' states."""
+        assert self.critic is not None
+        return self.ranks.gather(self.critic.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2]))
+
+    def _explained_variance(self, features: Float[Tensor, "own t d"], credit: Credit) -> float:
+        assert credit.returns is not None
+        return explained_variance(self._values(features), credit.returns)
+
+    def _neuron_scores(self, features: Float[Tensor, "own t d"], credit: Credit) -> dict[str, list[Scores]]:
+        """By activation and by gradient, on all timesteps of samples that are spread evenly over all ranks'."""
+        assert self.critic is not None and credit.returns is not None
+        head, (b, t) = self.critic.head, credit.returns.shape
+        probe = torch.linspace(0, b - 1, min(b, max(1, self.neuron_probe // t))).round().long()
+        own = probe[self.ranks.own(probe, b)]
+        states = features[own - self.ranks.part(b).start].flatten(0, 1)
+        active, learning = (
+            magnitudes(head.hidden(states)),
+            magnitudes(head.gradients(states, credit.returns[own].flatten())),
+        )
+        self.ranks.add_up([*active, *learning])
+        return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
 
     def _optimizers(self) -> list:
         optimizers = self.optimizers()
@@ -188,16 +259,20 @@ class RewardFinetuner(LightningModule):
 
     def _optimizer_step(self) -> dict[str, Tensor]:
         """One clipped step of every optimizer; returns the gradient norms before clipping."""
-        norms = {}
-        for name, optimizer in zip(("policy", "critic"), self._optimizers(), strict=False):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms, optimizers = {}, self._optimizers()
+        learnt = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+        for parameter in (p for parameters in learnt for p in parameters if p.grad is None):
+            parameter.grad = torch.zeros_like(parameter)  # this rank had no row; the all-reduce wants one of each
+        self.ranks.add_up([p.grad for parameters in learnt for p in parameters])
+        for name, optimizer, parameters in zip(("policy", "critic"), optimizers, learnt, strict=False):
             norms[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norms
 
     def check_finite(self, name: str, values: Tensor) -> None:
-        if not torch.isfinite(values).all():
+        """Raises TrainingError, on all ranks if on one."""
+        if not self.ranks.agree(bool(torch.isfinite(values).all()), self.device):
             raise TrainingError(
                 f"{name} is not finite in iteration {self.iteration + 1}; stopped. "
                 "The last checkpoint and the metrics so far are intact; start anew with a lower learning rate."
@@ -252,6 +327,7 @@ class RewardFinetuner(LightningModule):
             "phase_seconds": self.phase_seconds,
             "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
             "normaliser": self.normaliser.state_dict(),
+            "last_masks": self.last_masks,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,3 +335,4 @@ class RewardFinetuner(LightningModule):
         self.normaliser.load_state_dict(progress["normaliser"])
         self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
         self.optimizer_steps, self.phase_seconds = progress["optimizer_steps"], progress["phase_seconds"]
+        self.last_masks = progress.get("last_masks")  # runs of earlier versions have none

@@ -15,19 +15,23 @@ class Rollout:
     timesteps: Int[Tensor, " t"]  # scheduler timesteps, descending
     log_probs: Float[Tensor, "b t"]  # log p(x_{t-1} | x_t) / (c h w), float32: the mean over latent dimensions
     images: Float[Tensor, "b 3 H W"]  # decoded x_0 in [0, 1]
+    predicted: Float[Tensor, "b t c h w"] | None = None  # x_0 as predicted from every x_t, where a critic wants it
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def noisiest(self, steps: int) -> "Rollout":
         """The first steps of every trajectory."""
-        return Rollout(
-            self.prompts, self.latents[:, : steps + 1], self.timesteps[:steps], self.log_probs[:, :steps], self.images
-        )
+        predicted = None if self.predicted is None else self.predicted[:, :steps]
+        latents, log_probs = self.latents[:, : steps + 1], self.log_probs[:, :steps]
+        return Rollout(self.prompts, latents, self.timesteps[:steps], log_probs, self.images, predicted)
 
-    def first(self, n: int) -> "Rollout":
-        """The first n samples."""
-        return Rollout(self.prompts[:n], self.latents[:n], self.timesteps, self.log_probs[:n], self.images[:n])
+    def of(self, samples: Int[Tensor, " n"]) -> "Rollout":
+        """These samples alone."""
+        prompts = [self.prompts[i] for i in samples.tolist()]
+        predicted = None if self.predicted is None else self.predicted[samples]
+        latents, log_probs, images = (part[samples] for part in (self.latents, self.log_probs, self.images))
+        return Rollout(prompts, latents, self.timesteps, log_probs, images, predicted)
 
 
 @dataclass
@@ -37,6 +41,11 @@ class Credit:
     advantages: Float[Tensor, "b t"]  # standard deviations
     returns: Float[Tensor, "b t"] | None = None  # the critic's targets, in normalised reward
     values: Float[Tensor, "b t"] | None = None  # the critic's predictions before the update
+
+    def of(self, part: slice) -> "Credit":
+        """The credit of these samples."""
+        returns, values = (None if table is None else table[part] for table in (self.returns, self.values))
+        return Credit(self.advantages[part], returns, values)
 
 
 Metrics = dict[str, float]  # logged key -> value; every key is in src/metrics/glossary.py

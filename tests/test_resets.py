@@ -7,7 +7,7 @@ from src.resets.active import ActiveReset
 from src.resets.dormant import DormantReset
 from src.resets.full import FullReset
 from src.resets.none import NoReset
-from src.resets.ops import neuron_scores, top_share
+from src.resets.ops import magnitudes, neuron_scores, overlap, top_share
 from src.resets.random import RandomReset
 
 SCORES = [torch.tensor([0.0, 0.5, 2.5, 1.0]), torch.tensor([0.0, 2.0, 1.0])]
@@ -38,13 +38,66 @@ def snapshot(head: Head, optimizer: torch.optim.Optimizer) -> list[dict[str, tor
 
 def test_scores_by_hand():
     hidden = [torch.tensor([[1.0, 0.0, 3.0], [3.0, 0.0, 5.0]]), torch.zeros(2, 2)]
-    scores = neuron_scores(hidden)  # means 2, 0, 4; their mean 2
+    scores = neuron_scores(magnitudes(hidden))  # means 2, 0, 4; their mean 2
     assert scores[0].tolist() == [1.0, 0.0, 2.0]
     assert scores[1].tolist() == [0.0, 0.0]
 
 
 def test_scores_use_magnitudes():
-    assert neuron_scores([torch.tensor([[-1.0, 1.0], [1.0, -3.0]])])[0].tolist() == pytest.approx([2 / 3, 4 / 3])
+    hidden = [torch.tensor([[-1.0, 1.0], [1.0, -3.0]])]
+    assert neuron_scores(magnitudes(hidden))[0].tolist() == pytest.approx([2 / 3, 4 / 3])
+
+
+def hand_set_head() -> Head:
+    """One input, hidden layers of two neurons each; the second of the first layer is silent for positive inputs."""
+    head = Head(1, [2, 2])
+    weights = ([[1.0], [-1.0]], [[1.0, 1.0], [2.0, 1.0]], [[1.0, -3.0]])
+    with torch.no_grad():
+        for layer, weight in zip(head.layers, weights, strict=True):
+            layer.weight.copy_(torch.tensor(weight))
+    return head
+
+
+def test_gradient_scores_by_hand():
+    x, target = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 0.0])
+    # h0 = (x, 0), h1 = (x, 2x), V = x - 6x = -5x: errors -5 and -10
+    # dL/dz1 = error * (1, -3) = (-5, 15), (-10, 30); dL/dz0 = (error * (1 - 6), 0) = (25, 0), (50, 0)
+    layers = hand_set_head().gradients(x, target)
+    assert [layer.tolist() for layer in layers] == [[[25.0, 0.0], [50.0, 0.0]], [[-5.0, 15.0], [-10.0, 30.0]]]
+    scores = neuron_scores(magnitudes(layers))
+    assert scores[0].tolist() == [2.0, 0.0] and scores[1].tolist() == [0.5, 1.5]
+
+
+def test_gradients_leave_none_on_the_parameters():
+    head = hand_set_head()
+    head.gradients(torch.ones(3, 1), torch.zeros(3))
+    assert all(p.grad is None for p in head.parameters())
+
+
+def test_overlap_by_hand():
+    first = [torch.tensor([True, True, False]), torch.tensor([False])]
+    second = [torch.tensor([False, True, True]), torch.tensor([True])]
+    assert overlap(first, second) == 0.25  # one of four
+    assert overlap(first, first) == 1
+    nobody = [torch.zeros(2, dtype=torch.bool)]
+    assert overlap(nobody, nobody) == 0
+
+
+def test_a_trigger_decides_at_the_iterations_that_every_names():
+    dormant = {"neurons/dormant_0.1": 0.4}
+    above = ActiveReset(every=5, trigger="neurons/dormant_0.1", level=0.3)
+    below = ActiveReset(every=5, trigger="neurons/dormant_0.1", level=0.3, side="below")
+    assert [k for k in range(1, 11) if above.due(k, dormant)] == [5, 10]
+    assert not any(below.due(k, dormant) for k in range(1, 11))
+    assert below.due(5, {"neurons/dormant_0.1": 0.2})
+    assert not above.due(5, {"neurons/dormant_0.1": 0.3})  # at the level is not above it
+
+
+def test_a_trigger_that_is_no_metric_is_refused():
+    with pytest.raises(UserError, match="neurons/dorment is not a metric"):
+        ActiveReset(trigger="neurons/dorment")
+    with pytest.raises(UserError, match="not logged by this run"):
+        ActiveReset(every=1, trigger="eval/gold/gain").due(1, {"policy/loss": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -122,8 +175,8 @@ def test_zero_outgoing_keeps_the_function_of_the_kept_neurons():
 def test_none_never_resets_and_full_starts_over():
     head, optimizer = trained_head()
     before = snapshot(head, optimizer)
-    assert not any(NoReset(every=1).due(k) for k in range(1, 50))
-    assert [k for k in range(1, 31) if FullReset(every=10).due(k)] == [10, 20, 30]
+    assert not any(NoReset(every=1).due(k, {}) for k in range(1, 50))
+    assert [k for k in range(1, 31) if FullReset(every=10).due(k, {})] == [10, 20, 30]
     FullReset().apply(head, SCORES, optimizer, RNG())
     for old, p in zip(before, head.parameters(), strict=True):
         assert (old["value"] != p).any()

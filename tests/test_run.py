@@ -69,7 +69,8 @@ BAD = {
     "unknown way of fine-tuning": (["policy.finetune=ful"], "policy.finetune='ful'"),
     "no evaluation period": (["evaluation.every=0"], "must be at least 1"),
     "layers that do not exist": (["policy=lora", "policy.lora_targets=[nothing]"], "nothing"),
-    "several devices": (["trainer.devices=2"], "trainer.devices must be 1"),
+    "rewards on several devices": (["+experiment=train_reward_hps", "trainer.devices=2"], "trainer.devices=2"),
+    "more processes than samples": (["trainer.devices=80", "trainer.accelerator=cpu"], "80 processes"),
     "more steps than there are": (["num_steps=2000"], "num_steps=2000"),
     "online without a key": (["logger.mode=online"], "needs a key"),
 }

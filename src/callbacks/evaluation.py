@@ -19,6 +19,7 @@ from src.metrics.intervals import Interval, bootstrap_mean, spread_within
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
 from src.prompts import PromptSets
+from src.ranks import Ranks
 from src.rewards.base import RewardModel
 from src.seeding import seed_of
 from src.types import Metrics, Rollout
@@ -141,37 +142,53 @@ class CrossRewardEvaluation(Callback):
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start = time.perf_counter()
         metrics: Metrics = {}
+        ranks: Ranks = pl_module.ranks
         for part in self.sets:
-            rollout = pl_module.policy.sample(part.prompts, part.seeds)
-            scores = {name: reward.score(rollout.images, part.prompts).cpu() for name, reward in self.rewards.items()}
+            own = ranks.part(len(part.prompts))
+            rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
+            scores = {
+                name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
+                for name, reward in self.rewards.items()
+            }
             for name, values in scores.items():
                 pl_module.check_finite(f"the evaluation by {name}", values)
             metrics |= part.compare(scores, pl_module.reward_name)
             if part.name == "eval":
-                metrics |= self._pictures(part, rollout.images) | self._kl(pl_module, rollout.first(self.kl_samples))
-                self._save_grid(trainer, pl_module, rollout.images, part.prompts, scores[pl_module.reward_name])
+                metrics |= self._pictures(part, rollout.images, ranks) | self._kl(pl_module, rollout, len(part.prompts))
+                shown = ranks.gather(rollout.images[: max(0, self.grid_pictures - own.start)])
+                self._save_grid(trainer, pl_module, shown, part.prompts, scores[pl_module.reward_name])
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
-    def _pictures(self, part: EvaluationSet, images: Tensor) -> Metrics:
-        """Diversity within prompts, drift from the base, and the statistics that hacks move."""
+    def _pictures(self, part: EvaluationSet, images: Tensor, ranks: Ranks) -> Metrics:
+        """Diversity within prompts, drift from the base, and the statistics that hacks move; `images` are this rank's.
+
+        The metrics add up over ranks by themselves.
+        """
         features = torch.cat([self.tower.embed_images(chunk) for chunk in images.split(256)])
-        part.base_features = features if part.base_features is None else part.base_features.to(features)
-        diversity, drift, statistics = WithinPromptDiversity(), DriftFromBase(), PictureStatistics()
+        part.base_features = ranks.gather(features) if part.base_features is None else part.base_features.to(features)
+        own = ranks.part(len(part.prompts))
+        metrics = (WithinPromptDiversity(), DriftFromBase(), PictureStatistics())
+        where = meeting_place(ranks, images.device)
+        diversity, drift, statistics = (metric.to(where) for metric in metrics)
         names = {prompt: k for k, prompt in enumerate(dict.fromkeys(part.prompts))}
-        diversity.update(features.cpu(), torch.tensor([names[prompt] for prompt in part.prompts]))
-        drift.update(features.cpu(), part.base_features.cpu())
-        statistics.update(images.cpu())
+        concepts = torch.tensor([names[prompt] for prompt in part.prompts[own]])
+        diversity.update(features.to(where), concepts.to(where))
+        drift.update(features.to(where), part.base_features[own].to(where))
+        statistics.update(images.to(where))
         values = {**diversity.compute(), "drift": drift.compute(), **statistics.compute()}
         return {f"pictures/{key}": value for key, value in values.items()}
 
-    def _kl(self, pl_module: LightningModule, rollout: Rollout) -> Metrics:
-        kl = TrajectoryKL(pl_module.policy.num_steps)
-        kl.update(pl_module.policy.kl_to_base(rollout).cpu())
-        profile = {f"kl/step_{k}": value for k, value in enumerate(kl.profile().tolist())}
-        values = kl.compute()
-        return {"kl/trajectory": values["kl"], "kl/sqrt": values["sqrt_kl"]} | profile
+    def _kl(self, pl_module: LightningModule, rollout: Rollout, n: int) -> Metrics:
+        """On `kl_samples` trajectories spread evenly over the n of all ranks."""
+        where = meeting_place(pl_module.ranks, pl_module.device)
+        kl = TrajectoryKL(pl_module.policy.num_steps).to(where)
+        spread = torch.linspace(0, n - 1, min(n, self.kl_samples)).round().long()
+        own = spread[pl_module.ranks.own(spread, n)] - pl_module.ranks.part(n).start
+        if len(own):
+            kl.update(pl_module.policy.kl_to_base(rollout.of(own)).to(where))
+        return {f"kl/{key}": value for key, value in kl.compute().items()}
 
     def _save_grid(
         self, trainer: Trainer, pl_module: LightningModule, images: Tensor, prompts: list[str], scores: Tensor
@@ -189,6 +206,11 @@ class CrossRewardEvaluation(Callback):
             if isinstance(logger, WandbLogger):
                 picture = wandb.Image(grid, caption=caption)
                 logger.experiment.log({"samples": picture, "reward_queries": pl_module.reward_queries})
+
+
+def meeting_place(ranks: Ranks, device: torch.device) -> torch.device:
+    """Where a metric lives: ranks meet on their devices; else on the CPU, for not every device adds up in float64."""
+    return device if ranks.world > 1 else torch.device("cpu")
 
 
 def picture_grid(images: Tensor, labels: list[str], columns: int = 8, size: int = 128) -> Image.Image:

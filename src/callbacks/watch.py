@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
@@ -77,7 +78,7 @@ class OveroptimizationWatch(Callback):
         alarmed = float(self.alarm is not None)
         pl_module.record("watch", {"watch/signal": value, "watch/below_peak": below, "watch/alarm": alarmed})
         if self.alarm is not None and known is None:
-            print(f"watch: {self.sentence()}", flush=True)
+            rank_zero_only(print)(f"watch: {self.sentence()}", flush=True)
             trainer.should_stop = trainer.should_stop or self.action == "stop"
 
     def _keep(self, pl_module: LightningModule, value: float) -> None:

@@ -4,11 +4,13 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
 from src.types import Rollout
 
 
@@ -39,6 +41,19 @@ class Head(nn.Module):
             x = self.dropout(self.activation(layer(x)))
         return self.layers[-1](x).squeeze(-1)
 
+    def gradients(self, x: Float[Tensor, "n d"], target: Float[Tensor, " n"]) -> list[Float[Tensor, "n _"]]:
+        """dL/dz of the hidden neurons, layer by layer: L half the squared error of V(x), z the sum into a neuron.
+
+        By z and not by the neuron's output, so that a silent ReLU, whose weights learn nothing, has gradient 0.
+        """
+        sums = []
+        with torch.enable_grad():
+            for layer in self.layers[:-1]:
+                sums.append(layer(x).requires_grad_())
+                x = self.activation(sums[-1])
+            error = self.layers[-1](x).squeeze(-1) - target
+            return list(torch.autograd.grad(error.square().sum() / 2, sums))
+
     @torch.no_grad()
     def hidden(self, x: Float[Tensor, "n d"]) -> list[Float[Tensor, "n _"]]:
         """Outputs of the hidden neurons, layer by layer, without dropout; after ReLU also for a linear head."""
@@ -62,6 +77,8 @@ class Critic(LightningModule):
     Args:
         feature_dim: width of one state's features.
         timestep_input: whether the head also sees t / 1000, the share of the training schedule.
+        prompt_input: whether it also sees the prompt: the mean of the text states that `policy` conditions on.
+        state: what stands for x_t, itself (`noisy`) or the x_0 that the policy predicts from it (`predicted`).
     """
 
     def __init__(
@@ -71,9 +88,17 @@ class Critic(LightningModule):
         dropout: float,
         activation: Literal["relu", "none"],
         timestep_input: bool,
+        prompt_input: bool = False,
+        state: Literal["noisy", "predicted"] = "noisy",
+        policy: DiffusionPolicy | None = None,
     ):
         super().__init__()
-        self.timestep_input = timestep_input
+        self.timestep_input, self.state = timestep_input, state
+        self._encode_prompts = None
+        if prompt_input:
+            assert policy is not None, "a critic that sees the prompt needs the policy's text encoder"
+            self._encode_prompts = policy.encode_prompts  # bound: the encoder is none of this module's parts
+            feature_dim += policy.text_encoder.config.hidden_size
         self.head = Head(feature_dim + timestep_input, hidden, dropout, activation)
 
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
@@ -83,8 +108,20 @@ class Critic(LightningModule):
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         return self.head(features)
 
-    def with_time(self, features: Float[Tensor, "b t d"], timesteps: Int[Tensor, " t"]) -> Float[Tensor, "b t d1"]:
-        if not self.timestep_input:
-            return features
-        fraction = (timesteps.float() / 1000).view(1, -1, 1).expand(len(features), -1, 1)
-        return torch.cat([features, fraction.to(features)], -1)
+    def states(self, rollout: Rollout) -> Float[Tensor, "b t c h w"]:
+        """The latents that stand for x_t."""
+        if self.state == "noisy":
+            return rollout.latents[:, :-1]
+        assert rollout.predicted is not None, "the rollout was sampled without its predicted x_0"
+        return rollout.predicted
+
+    def in_context(self, features: Float[Tensor, "b t d"], rollout: Rollout) -> Float[Tensor, "b t d1"]:
+        """The features with what else the head sees: prompt, timestep."""
+        parts = [features]
+        if self._encode_prompts is not None:
+            prompt = F.normalize(self._encode_prompts(rollout.prompts).mean(1), dim=-1)
+            # components of about unit variance, as the pictures' embeddings have
+            parts.append((prompt * prompt.shape[1] ** 0.5)[:, None].expand(-1, features.shape[1], -1))
+        if self.timestep_input:
+            parts.append((rollout.timesteps.float() / 1000).view(1, -1, 1).expand(len(features), -1, 1))
+        return torch.cat([part.to(features) for part in parts], -1)

@@ -1,6 +1,5 @@
 """The paper's critic: the reward's frozen image tower on decoded x_t, then an MLP (TDPO, section 4.1)."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,12 +8,13 @@ from torch import Tensor
 
 from src.critic.base import Critic
 from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
 from src.rewards.base import RewardModel
 from src.types import Rollout
 
 
 class ImageTowerCritic(Critic):
-    """Head on `reward.embed_images(decode(x_t))`, times the root of the embedding's width.
+    """Head on `reward.embed_images(decode(x_t))` (or of the predicted x_0), times the root of the embedding's width.
 
     Args:
         batch_size: states decoded and embedded at a time.
@@ -27,31 +27,33 @@ class ImageTowerCritic(Critic):
     def __init__(
         self,
         reward: RewardModel,
-        decode: Callable[[Tensor], Tensor],
+        policy: DiffusionPolicy,
         hidden: list[int],
         dropout: float = 0.0,
         activation: Literal["relu", "none"] = "relu",
         timestep_input: bool = True,
+        prompt_input: bool = False,
+        state: Literal["noisy", "predicted"] = "noisy",
         batch_size: int = 64,
         precision: Literal["fp32", "bf16"] = "fp32",
         stride: int = 1,
     ):
         if stride < 1:
             raise UserError(f"critic.stride={stride} must be at least 1.")
-        super().__init__(reward.embed_dim, hidden, dropout, activation, timestep_input)
+        super().__init__(reward.embed_dim, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
-        self._embed, self._decode, self.batch_size = reward.embed_images, decode, batch_size
+        self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
         self._embed_dim = reward.embed_dim
         self.precision, self.stride = precision, stride
 
     @torch.no_grad()
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
         num_steps = len(rollout.timesteps)
-        states = rollout.latents[:, : num_steps : self.stride]
+        states = self.states(rollout)[:, :: self.stride]
         flat = states.flatten(0, 1)
         with torch.autocast(flat.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             starts = range(0, len(flat), self.batch_size)
             parts = [self._embed(self._decode(flat[i : i + self.batch_size])) for i in starts]
         # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
         embedded = torch.cat(parts).float().unflatten(0, states.shape[:2]) * self._embed_dim**0.5
-        return self.with_time(embedded.repeat_interleave(self.stride, 1)[:, :num_steps], rollout.timesteps)
+        return self.in_context(embedded.repeat_interleave(self.stride, 1)[:, :num_steps], rollout)

@@ -41,7 +41,7 @@ class WithinPromptDiversity(Metric):
             own = features[prompts == prompt]
             if len(own) > 1:
                 similarity = own @ own.T
-                distances.append(1 - similarity[~torch.eye(len(own), dtype=torch.bool)].mean())
+                distances.append(1 - similarity[~torch.eye(len(own), dtype=torch.bool, device=own.device)].mean())
                 scores.append(vendi_score(own))
         if not distances:
             return {"distance": 0.0, "vendi": 1.0}

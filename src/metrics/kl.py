@@ -25,10 +25,8 @@ class TrajectoryKL(Metric):
         self.total += kl.double().sum(0)
         self.count += len(kl)
 
-    def profile(self) -> Float[Tensor, " t"]:
-        """Mean KL of each step, from the noisiest on."""
-        return self.total / self.count.clamp(min=1)
-
     def compute(self) -> dict[str, float]:
-        kl = self.profile().sum().item()
-        return {"kl": kl, "sqrt_kl": kl**0.5}
+        """`trajectory`, its root `sqrt`, and `step_0`, `step_1`, ...: the mean of each step, from the noisiest on."""
+        profile = (self.total / self.count.clamp(min=1)).tolist()
+        kl = sum(profile)
+        return {"trajectory": kl, "sqrt": kl**0.5} | {f"step_{k}": value for k, value in enumerate(profile)}

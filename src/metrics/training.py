@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from src.resets.ops import Mask, Scores
+from src.resets.ops import Mask, Scores, overlap
 from src.types import Credit, Metrics
 
 DORMANCY_THRESHOLDS = (0.0, 0.025, 0.1)
@@ -59,12 +59,19 @@ def _ratio_moments(sums: Float[Tensor, "4 ..."]) -> dict[str, Float[Tensor, "...
     return {"ratio_mean": 1 + off / rows, "ratio_std": spread, "clip_fraction": clipped / rows}
 
 
-def neuron_metrics(scores: list[Scores]) -> Metrics:
-    """Share of hidden neurons that are dormant at each threshold."""
-    every = torch.cat(scores)
-    return {f"neurons/dormant_{tau:g}": (every <= tau).float().mean().item() for tau in DORMANCY_THRESHOLDS}
+def neuron_metrics(scores: dict[str, list[Scores]]) -> Metrics:
+    """Share of hidden neurons that are dormant at each threshold, by activation and by gradient."""
+    metrics: Metrics = {}
+    for prefix, kind in (("", "activation"), ("gradient_", "gradient")):
+        every = torch.cat(scores[kind])
+        metrics |= {
+            f"neurons/{prefix}dormant_{tau:g}": (every <= tau).float().mean().item() for tau in DORMANCY_THRESHOLDS
+        }
+    return metrics
 
 
-def reset_metrics(masks: list[Mask] | None) -> Metrics:
-    """Share of hidden neurons reset after this iteration; 0 where none was due."""
-    return {"reset/share": torch.cat(masks).float().mean().item() if masks else 0.0}
+def reset_metrics(masks: list[Mask], before: list[Mask] | None) -> Metrics:
+    """Shares of hidden neurons that a reset took, and its overlap with the reset before it, if there was one."""
+    shares = {f"reset/share/layer_{k}": mask.float().mean().item() for k, mask in enumerate(masks)}
+    again = {"reset/overlap": overlap(masks, before)} if before is not None else {}
+    return {"reset/share": torch.cat(masks).float().mean().item()} | shares | again

@@ -119,9 +119,20 @@ class DiffusionPolicy(LightningModule):
         self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
     ) -> tuple[ddim.Latents, Float[Tensor, "b 1 1 1"]]:
         """Mean and standard deviation of p_theta(x_{t-1} | x_t, c)."""
+        return self.step_of(self.predict(x_t, t, text), x_t, t)
+
+    def step_of(
+        self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]
+    ) -> tuple[ddim.Latents, Float[Tensor, "b 1 1 1"]]:
+        """The same from the network's output."""
         alpha_bar, alpha_bar_prev = ddim.alpha_bars(self.scheduler, t)
         kind = self.scheduler.config.prediction_type
-        return ddim.ddim_step(self.predict(x_t, t, text), x_t, alpha_bar, alpha_bar_prev, self.eta, kind)
+        return ddim.ddim_step(output, x_t, alpha_bar, alpha_bar_prev, self.eta, kind)
+
+    def predicted_clean(self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]) -> ddim.Latents:
+        """The x_0 that the network's output stands for."""
+        alpha_bar, _ = ddim.alpha_bars(self.scheduler, t)
+        return ddim.predicted_clean(output, x_t, alpha_bar, self.scheduler.config.prediction_type)[0]
 
     def log_prob(
         self, x_prev: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
@@ -168,26 +179,32 @@ class DiffusionPolicy(LightningModule):
         return torch.stack(draws).to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], seeds: list[int]) -> Rollout:
-        """Samples one trajectory for each prompt, in batches of `sampling_batch`."""
+    def sample(self, prompts: list[str], seeds: list[int], keep_predicted: bool = False) -> Rollout:
+        """Samples one trajectory a prompt, in batches of `sampling_batch`; on request keeps every predicted x_0."""
         parts = [
-            self._sample_batch(prompts[i : i + self.sampling_batch], seeds[i : i + self.sampling_batch])
+            self._sample_batch(prompts[i : i + self.sampling_batch], seeds[i : i + self.sampling_batch], keep_predicted)
             for i in range(0, len(prompts), self.sampling_batch)
         ]
-        latents, log_probs, images = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Rollout(prompts, latents, self.timesteps, log_probs, images)
+        latents, log_probs, images, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Rollout(prompts, latents, self.timesteps, log_probs, images, predicted if keep_predicted else None)
 
-    def _sample_batch(self, prompts: list[str], seeds: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample_batch(
+        self, prompts: list[str], seeds: list[int], keep_predicted: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         text = self.encode_prompts(prompts)
         noise = self.noise(seeds)
         x_t = noise[:, 0] * self.scheduler.init_noise_sigma
-        latents, log_probs = [x_t], []
-        for i, t in enumerate(self.timesteps):
-            mean, std = self.step_distribution(x_t, t.expand(len(prompts)), text)
+        latents, log_probs, predicted = [x_t], [], []
+        for i, t in enumerate(self.timesteps.unsqueeze(1).expand(-1, len(prompts))):
+            output = self.predict(x_t, t, text)
+            if keep_predicted:
+                predicted.append(self.predicted_clean(output, x_t, t))
+            mean, std = self.step_of(output, x_t, t)
             x_t = mean + std * noise[:, i + 1]
             log_probs.append(ddim.gaussian_log_prob(x_t, mean, std))
             latents.append(x_t)
-        return torch.stack(latents, 1), torch.stack(log_probs, 1), self.decode(x_t)
+        clean = torch.stack(predicted, 1) if keep_predicted else torch.empty(0)
+        return torch.stack(latents, 1), torch.stack(log_probs, 1), self.decode(x_t), clean
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

@@ -6,7 +6,9 @@ import torch
 
 from src.critic.base import Head
 from src.errors import UserError
+from src.metrics.glossary import lookup
 from src.resets.ops import Mask, Reinit, Scores
+from src.types import Metrics
 
 
 class Reset:
@@ -17,6 +19,9 @@ class Reset:
         threshold: tau; a neuron with score <= tau is dormant. Null: activity does not decide who is eligible.
         ratio: share of the eligible neurons of each layer to reset, in [0, 1].
         outgoing, step_counter: see `ops.Reinit`.
+        score: what activity is: `activation` (ReDo, Sokar et al. 2023) or `gradient` (GraMa, arXiv 2505.24061).
+        trigger: a metric of the iteration, such as neurons/dormant_0.1; then a reset falls due, at the iterations that
+            `every` names, only where the metric is above (`side`) or below its `level`.
     """
 
     needs_critic = True
@@ -28,6 +33,10 @@ class Reset:
         ratio: float = 1.0,
         outgoing: Literal["zero", "redraw"] = "zero",
         step_counter: Literal["keep", "clear"] = "keep",
+        score: Literal["activation", "gradient"] = "activation",
+        trigger: str | None = None,
+        level: float = 0.0,
+        side: Literal["above", "below"] = "above",
     ):
         if not 0 <= ratio <= 1:
             raise UserError(f"reset.ratio={ratio} lies outside [0, 1]; it is the share of neurons to reset.")
@@ -35,12 +44,24 @@ class Reset:
             raise UserError(f"reset.every={every} must be at least 1 iteration.")
         if threshold is not None and threshold < 0:
             raise UserError(f"reset.threshold={threshold} must not be negative; scores never are.")
-        self.every, self.threshold, self.ratio = every, threshold, ratio
+        if trigger is not None:
+            _check_trigger(trigger)
+        self.every, self.threshold, self.ratio, self.score = every, threshold, ratio, score
+        self.trigger, self.level, self.side = trigger, level, side
         self.reinit = Reinit(outgoing, step_counter)
 
-    def due(self, iteration: int) -> bool:
-        """Whether a reset follows this iteration (counted from 1)."""
-        return iteration % self.every == 0
+    def due(self, iteration: int, metrics: Metrics) -> bool:
+        """Whether a reset follows this iteration (counted from 1). Raises UserError where its trigger is no metric."""
+        if iteration % self.every:
+            return False
+        if self.trigger is None:
+            return True
+        if self.trigger not in metrics:
+            raise UserError(
+                f"reset.trigger={self.trigger} is not logged by this run; choose from {', '.join(metrics)}."
+            )
+        value = metrics[self.trigger]
+        return value > self.level if self.side == "above" else value < self.level
 
     def eligible_active(self, scores: Scores) -> Mask:
         """Neurons with score > tau; all of them where there is no threshold."""
@@ -57,3 +78,10 @@ class Reset:
         masks = [self.select(layer, generator) for layer in scores]
         self.reinit(head, masks, optimizer, generator)
         return masks
+
+
+def _check_trigger(trigger: str) -> None:
+    try:
+        lookup(trigger)
+    except KeyError:
+        raise UserError(f"reset.trigger={trigger} is not a metric; one is neurons/dormant_0.1.") from None

@@ -1,10 +1,11 @@
 """No reset: neurons are measured as under any other strategy, and left alone."""
 
 from src.resets.base import Reset
+from src.types import Metrics
 
 
 class NoReset(Reset):
     needs_critic = False
 
-    def due(self, iteration: int) -> bool:
+    def due(self, iteration: int, metrics: Metrics) -> bool:
         return False

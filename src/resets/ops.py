@@ -13,13 +13,24 @@ Scores = Float[Tensor, " _"]  # one value a neuron; layers differ in width
 Mask = Bool[Tensor, " _"]
 
 
-def neuron_scores(hidden: list[Float[Tensor, "n _"]]) -> list[Scores]:
+def magnitudes(layers: list[Float[Tensor, "n _"]]) -> list[Scores]:
+    """sum_x |h_i(x)| for each layer, of outputs or of gradients."""
+    return [values.abs().sum(0) for values in layers]
+
+
+def neuron_scores(magnitudes: list[Scores]) -> list[Scores]:
     """s_i = mean_x |h_i(x)| / mean_k(mean_x |h_k(x)|) for each layer (ReDo, Sokar et al. 2023, eq. 1).
 
-    A layer that is silent altogether scores 0 throughout.
+    From means or sums over the states x alike; of gradients it is GraMa's score (Liu et al. 2025, arXiv 2505.24061). A
+    layer that is silent altogether scores 0 throughout.
     """
-    activity = [outputs.abs().mean(0) for outputs in hidden]
-    return [mean / mean.mean() if mean.mean() > 0 else torch.zeros_like(mean) for mean in activity]
+    return [layer / layer.mean() if layer.mean() > 0 else torch.zeros_like(layer) for layer in magnitudes]
+
+
+def overlap(masks: list[Mask], others: list[Mask]) -> float:
+    """Jaccard index of two selections over all layers: shared over selected by either; 0 where nobody is selected."""
+    ours, theirs = torch.cat(masks), torch.cat(others)
+    return ((ours & theirs).sum() / (ours | theirs).sum().clamp(min=1)).item()
 
 
 def share_of(eligible: Mask, ratio: float) -> int:

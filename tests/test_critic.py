@@ -1,0 +1,75 @@
+"""What critics see of a rollout."""
+
+import pytest
+import torch
+
+from src.critic.image_tower import ImageTowerCritic
+from src.critic.latent import LatentCritic
+from src.policy import ddim
+from src.rewards.clip import CLIPReward
+from tests.conftest import ROOT
+from tests.test_policy import make_policy
+
+PROMPTS, SEEDS, STEPS = ["cat", "cat", "owl"], [1, 2, 2], 4
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return make_policy(num_steps=STEPS, sampling_batch=2)
+
+
+@pytest.fixture(scope="module")
+def rollout(policy):
+    return policy.sample(PROMPTS, SEEDS, keep_predicted=True)
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return CLIPReward(str(ROOT / "src/mini/weights/clip"))
+
+
+def test_predicted_pictures_are_those_that_the_steps_were_made_of(policy, rollout):
+    at, after = ddim.alpha_bars(policy.scheduler, policy.timesteps)
+    noise = policy.noise(SEEDS)
+    for i in range(STEPS):
+        x_t, x_0 = rollout.latents[:, i], rollout.predicted[:, i]
+        epsilon = (x_t - at[i].sqrt() * x_0) / (1 - at[i]).sqrt()
+        std = policy.step_std[i]
+        mean = after[i].sqrt() * x_0 + (1 - after[i] - std**2).sqrt() * epsilon
+        torch.testing.assert_close(mean + std * noise[:, i + 1], rollout.latents[:, i + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_keeping_predictions_changes_no_sample(policy, rollout):
+    plain = policy.sample(PROMPTS, SEEDS)
+    assert torch.equal(plain.latents, rollout.latents) and plain.predicted is None
+
+
+@pytest.mark.parametrize("kind", [ImageTowerCritic, LatentCritic])
+def test_prompt_and_timestep_are_appended(kind, policy, rollout, reward):
+    bare = kind(reward, policy, [8], timestep_input=False).features(rollout)
+    critic = kind(reward, policy, [8], timestep_input=True, prompt_input=True)
+    features, width = critic.features(rollout), policy.text_encoder.config.hidden_size
+    assert features.shape == (3, STEPS, bare.shape[2] + width + 1)
+    assert torch.equal(features[..., : bare.shape[2]], bare)
+    prompt = features[..., bare.shape[2] : -1]
+    assert torch.equal(prompt[0], prompt[1]) and not torch.allclose(prompt[1], prompt[2])
+    torch.testing.assert_close(prompt.square().mean(-1), torch.ones(3, STEPS))
+    assert features[0, :, -1].tolist() == pytest.approx([t / 1000 for t in policy.timesteps.tolist()])
+    assert critic(features.flatten(0, 1)).shape == (3 * STEPS,)
+
+
+@pytest.mark.parametrize("kind", [ImageTowerCritic, LatentCritic])
+def test_the_predicted_state_is_clean_from_the_first_step_on(kind, policy, rollout, reward):
+    """What is predicted from x_T is nearer to the final picture than x_T is."""
+    noisy, predicted = (
+        kind(reward, policy, [8], timestep_input=False, state=state).features(rollout)
+        for state in ("noisy", "predicted")
+    )
+    final = predicted[:, -1]
+    assert ((predicted[:, 0] - final).norm(dim=-1) < (noisy[:, 0] - final).norm(dim=-1)).all()
+
+
+def test_a_step_in_between_goes_by_the_state_before_it(policy, rollout, reward):
+    every = ImageTowerCritic(reward, policy, [8], timestep_input=False).features(rollout)
+    second = ImageTowerCritic(reward, policy, [8], timestep_input=False, stride=2).features(rollout)
+    torch.testing.assert_close(second, every[:, [0, 0, 2, 2]])

@@ -1,0 +1,115 @@
+"""Two processes give the run that one gives, and speak to each other as little as they can."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+from torch.profiler import ProfilerActivity, profile
+
+from src.ranks import Ranks
+from tests.conftest import TINY, rows_of, run_command
+
+# features in bfloat16 depend on the batch they are computed in
+RUN = [
+    *TINY,
+    "samples_per_iteration=6",
+    "samples_per_prompt=2",
+    "critic.precision=fp32",
+    "evaluation.every=2",
+    "checkpoint_every=2",
+    "reset.every=2",
+    "reset.ratio=0.5",
+    "trainer.accelerator=cpu",
+]
+
+
+class AllReduces(Callback):
+    """Writes how often which number of values was all-reduced, by whomever, in training steps."""
+
+    def __init__(self, run_dir: str):
+        self.path = Path(run_dir) / "all_reduces.json"
+        self.sizes: Counter = Counter()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.profile = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+        self.profile.__enter__()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.profile.__exit__(None, None, None)
+        shapes = [event.input_shapes for event in self.profile.events() if event.name == "gloo:all_reduce"]
+        self.sizes.update(torch.Size(shape[0]).numel() for shape in shapes)
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.sizes))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Four iterations by one process; and two by two, then two more after a restart."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one, two = folder / "one", folder / "two"
+    counted = "+callbacks.count._target_=tests.test_ranks.AllReduces"
+    for command in (
+        [*RUN, "iterations=4", f"run_dir={one}"],
+        [*RUN, "iterations=2", f"run_dir={two}", "trainer.devices=2", counted],
+        [f"resume={two}", "iterations=4"],
+    ):
+        done = run_command(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return one, two
+
+
+def test_two_ranks_log_what_one_logs(runs):
+    one, two = (rows_of(run) for run in runs)
+    assert [row.keys() for row in one] == [row.keys() for row in two]
+    same = ("reward/", "neurons/", "reset/", "critic/loss", "policy/grad_norm")
+    same += tuple(f"{measured}/{name}/" for measured in ("eval", "held_out") for name in ("hps", "gold"))
+    for a, b in zip(one, two, strict=True):
+        for key in (key for key in a if key.startswith(same) or key in ("pictures/drift", "reward_queries")):
+            assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-5), key
+    assert [row["reset/share"] > 0 for row in two if row["kind"] == "iteration"] == [False, True, False, True]
+
+
+def test_two_ranks_learn_what_one_learns(runs):
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=False) for run in runs]
+    one, two = (state["state_dict"] for state in states)
+    for name, weights in one.items():
+        assert (two[name] - weights).abs().max() <= 1e-5 * weights.abs().max().clamp(min=1e-4), name
+    assert states[0]["progress"]["normaliser"].keys() == states[1]["progress"]["normaliser"].keys()
+
+
+def test_gradients_are_all_reduced_once_an_optimizer_step(runs):
+    _, two = runs
+    sizes = {int(size): count for size, count in json.loads((two / "all_reduces.json").read_text()).items()}
+    trained = sum(
+        w.numel() for w in torch.load(two / "checkpoints/last.ckpt", weights_only=False)["state_dict"].values()
+    )
+    steps = rows_of(two, "iteration")[-1]["optimizer_steps"] // 2  # of the second session
+    assert sizes.pop(trained) == steps
+    assert max(sizes) < 3000  # the rest are statistics
+
+
+@pytest.mark.parametrize(("n", "world"), [(8, 2), (7, 3), (5, 5), (64, 8)])
+def test_parts_cover_every_row_once(n, world):
+    parts = [Ranks(rank, world).part(n) for rank in range(world)]
+    assert [row for part in parts for row in range(n)[part]] == list(range(n))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    rows = torch.randperm(n)
+    owners = torch.stack([Ranks(rank, world).own(rows, n) for rank in range(world)])
+    assert (owners.sum(0) == 1).all()
+
+
+def test_ranks_started_from_outside_need_a_folder():
+    launched = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}
+    done = run_command(*RUN, "trainer.devices=2", env=launched)
+    assert done.returncode == 2 and "run_dir= is needed" in done.stderr
+
+
+def test_a_sweep_cannot_start_ranks(tmp_path):
+    done = run_command("-m", *RUN, "trainer.devices=2", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode != 0 and "cannot start processes of their own" in done.stderr
+    assert not (tmp_path / "run").exists()
