@@ -33,6 +33,8 @@ class Budget:
     """How much a run may spend; counted in images, so that any number of devices gives the same run."""
 
     iterations: int = MISSING
+    lr_factor: float = 1.0
+    lr_ramp: int = 0
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Suite:
     timestep_weighting: str = "uniform"
     timestep_fraction: float = 1.0
     rewards: dict[str, Any] = MISSING  # what a policy may train on
+    base_moments: dict[str, dict[str, float]] | None = None  # mean and std of rewards on the base's pictures
     judges: dict[str, Any] | None = None  # what only evaluates
     tower: dict[str, Any] = MISSING
     budgets: dict[str, Budget] = MISSING
@@ -97,6 +100,8 @@ class Config:
     guidance: float = MISSING
     microbatch: int = MISSING
     max_grad_norm: float = 1.0
+    lr_factor: float = 1.0
+    lr_ramp: int = 0
     checkpoint_every: int = 10
     pairs: int = 24000
     pictures: int = 8192
@@ -161,6 +166,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
     if not 0 <= cfg["seed"] < 2**32:
         raise UserError(f"seed={cfg['seed']} lies outside 0..2^32 - 1.")
+    if cfg["lr_factor"] < 0 or cfg["lr_ramp"] < 0:
+        raise UserError(f"lr_factor={cfg['lr_factor']} and lr_ramp={cfg['lr_ramp']} must not be negative.")
     for key in ("optimizer", "critic_optimizer"):
         if cfg[key].get("lr", 0) < 0:
             raise UserError(f"{key}.lr={cfg[key]['lr']} must not be negative.")

@@ -201,6 +201,8 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         microbatch=cfg["microbatch"],
         max_grad_norm=cfg["max_grad_norm"],
         seed=cfg["seed"],
+        lr_factor=cfg["lr_factor"],
+        lr_ramp=cfg["lr_ramp"],
     )
     return finetuner, rewards
 

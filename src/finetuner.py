@@ -29,6 +29,7 @@ from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
+from src.resets.lora import LoraNeurons
 from src.resets.ops import Mask, Scores, magnitudes, neuron_scores
 from src.rewards.base import RewardModel
 from src.seeding import generator_of, seed_of
@@ -45,6 +46,7 @@ class RewardFinetuner(LightningModule):
         optimizer: makes an optimizer from parameters, for the policy; `critic_optimizer` likewise.
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
+        lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
         neuron_probe: states of the rollout, all timesteps of evenly spread samples, that neurons are measured on.
     """
 
@@ -63,6 +65,8 @@ class RewardFinetuner(LightningModule):
         max_grad_norm: float,
         seed: int,
         neuron_probe: int = 1024,
+        lr_factor: float = 1.0,
+        lr_ramp: int = 0,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -81,6 +85,8 @@ class RewardFinetuner(LightningModule):
             seed,
             neuron_probe,
         )
+        self.lora = LoraNeurons(policy, microbatch) if reset.needs_lora else None
+        self.lr_factor, self.lr_ramp = lr_factor, lr_ramp
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
@@ -110,7 +116,7 @@ class RewardFinetuner(LightningModule):
         self.reward_queries += len(batch)
         with self._timed("reset"):
             metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
-            metrics |= self.measure_and_reset(features, credit, metrics)
+            metrics |= self.measure_and_reset(rollout, features, credit, metrics)
         self.latest = self.record("iteration", metrics)
 
     def sample(self, prompts: list[str]) -> Rollout:
@@ -140,6 +146,7 @@ class RewardFinetuner(LightningModule):
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
+        self._set_learning_rate()
         text = self.policy.encode_prompts(rollout.prompts)
         b, t = credit.advantages.shape
         credit = credit.of(self.ranks.part(b))
@@ -174,22 +181,20 @@ class RewardFinetuner(LightningModule):
             self.check_finite(name, torch.tensor(value))
         return means
 
-    def measure_and_reset(self, features: Float[Tensor, "own t d"] | None, credit: Credit, metrics: Metrics) -> Metrics:
+    def measure_and_reset(
+        self, rollout: Rollout, features: Float[Tensor, "own t d"] | None, credit: Credit, metrics: Metrics
+    ) -> Metrics:
         """Neuron statistics on this iteration's states and, where the strategy says so, the reset."""
-        if self.critic is None or features is None:
-            return {}
-        scores = self._neuron_scores(features, credit)
-        measured = neuron_metrics(scores)
+        scores = self._neuron_scores(features, credit) if features is not None else {}
+        measured = neuron_metrics(scores) if scores else {}
         if not self.reset.due(self.iteration, metrics | measured):
-            return measured | {"reset/share": 0.0}
+            return measured | ({"reset/share": 0.0} if scores else {})
         rng = generator_of(self.seed, self.iteration, RESET_STREAM)
-        before = self._explained_variance(features, credit)
-        masks = self.reset.apply(self.critic.head, scores[self.reset.score], self._optimizers()[1], rng)
-        after = self._explained_variance(features, credit)
-        changed = {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
-        metrics = reset_metrics(masks, self.last_masks)
-        self.last_masks = masks
-        return measured | changed | metrics
+        if self.reset.needs_critic and features is not None:
+            measured |= self._reset_critic(features, credit, scores[self.reset.score], rng)
+        if self.lora is not None:
+            measured |= self._reset_lora(self.lora, rollout, rng)
+        return measured
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
@@ -208,6 +213,13 @@ class RewardFinetuner(LightningModule):
                 for slot in range(t):
                     for group in groups:
                         yield group, torch.full_like(group, slot)
+
+    def _set_learning_rate(self) -> None:
+        """A function of the iteration alone, so that a resumed run has it too."""
+        progress = min(1.0, self.iteration / self.lr_ramp) if self.lr_ramp else 1.0
+        for group in self._optimizers()[0].param_groups:
+            first = group.setdefault("initial_lr", group["lr"])  # kept in checkpoints
+            group["lr"] = first * (1 + (self.lr_factor - 1) * progress)
 
     def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """For each optimizer step the number of its rows, and of those that are this rank's the sample and the slot."""
@@ -252,6 +264,24 @@ class RewardFinetuner(LightningModule):
         )
         self.ranks.add_up([*active, *learning])
         return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
+
+    def _reset_critic(
+        self, features: Float[Tensor, "own t d"], credit: Credit, scores: list[Scores], rng: torch.Generator
+    ) -> Metrics:
+        assert self.critic is not None
+        before = self._explained_variance(features, credit)
+        masks = self.reset.apply(self.critic.head, scores, self._optimizers()[1], rng)
+        after = self._explained_variance(features, credit)
+        metrics = reset_metrics(masks, self.last_masks)
+        self.last_masks = masks
+        return metrics | {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
+
+    def _reset_lora(self, lora: LoraNeurons, rollout: Rollout, rng: torch.Generator) -> Metrics:
+        activity = lora.magnitudes(rollout)
+        self.ranks.add_up(activity)
+        masks = [self.reset.select(layer, rng) for layer in neuron_scores(activity)]
+        lora.reinit(masks, self.reset.reinit, self._optimizers()[0], rng)
+        return {"reset/lora_share": torch.cat(masks).float().mean().item()}
 
     def _optimizers(self) -> list:
         optimizers = self.optimizers()

@@ -113,6 +113,14 @@ def test_the_reward_rises(algorithm):
     assert (redness() - before).mean() > 0.3 * before.std()
 
 
+def test_the_learning_rate_goes_linearly_to_its_factor():
+    finetuner = build(DDPO(1e-4, 5.0), lr=0.2, lr_factor=3.0, lr_ramp=2)
+    seen = []
+    finetuner.on_train_batch_end = lambda *_: seen.append(finetuner._optimizers()[0].param_groups[0]["lr"])
+    fit(finetuner, iterations=4, samples=1)
+    assert seen == pytest.approx([0.2, 0.4, 0.6, 0.6])
+
+
 def test_updates_per_iteration():
     per_timestep = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8))
     per_trajectory = build(DDPO(1e-4, 5.0, samples_per_update=8))
@@ -169,3 +177,15 @@ def test_a_reset_without_a_critic_is_refused():
 def test_not_a_number_is_named_with_its_iteration():
     with pytest.raises(TrainingError, match=r"the reward is not finite in iteration 1"):
         fit(build(DDPO(1e-4, 5.0), reward=NotANumber()), 1, samples=8)
+
+
+def test_resets_of_critic_and_policy_are_logged_with_their_effect():
+    finetuner = build(critic=new_critic(), reset=ActiveReset(every=2, ratio=0.5, where="both"), lr=1e-3)
+    rows = fit(finetuner, iterations=4, samples=4)
+    assert [row.get("reset/share", 0) > 0 for row in rows] == [False, True, False, True]
+    assert [row.get("reset/lora_share") for row in rows] == [None, 0.5, None, 0.5]
+    reset = rows[-1]
+    assert reset["reset/share/layer_0"] == reset["reset/share"]  # the only hidden layer
+    assert 0 <= reset["reset/overlap"] <= 1 and "reset/overlap" not in rows[1]
+    assert reset["reset/explained_variance_before"] != reset["reset/explained_variance_after"]
+    assert {"neurons/gradient_dormant_0", "neurons/dormant_0"} <= reset.keys()

@@ -6,9 +6,11 @@ from src.errors import UserError
 from src.resets.active import ActiveReset
 from src.resets.dormant import DormantReset
 from src.resets.full import FullReset
+from src.resets.lora import LoraNeurons
 from src.resets.none import NoReset
-from src.resets.ops import magnitudes, neuron_scores, overlap, top_share
+from src.resets.ops import Reinit, magnitudes, neuron_scores, overlap, top_share
 from src.resets.random import RandomReset
+from tests.test_policy import make_policy, perturb
 
 SCORES = [torch.tensor([0.0, 0.5, 2.5, 1.0]), torch.tensor([0.0, 2.0, 1.0])]
 RNG = lambda: torch.Generator().manual_seed(3)  # noqa: E731
@@ -197,3 +199,61 @@ def test_redrawn_weights_have_the_initial_spread():
 def test_bad_options_are_refused(bad):
     with pytest.raises(UserError, match=r"reset\."):
         ActiveReset(**bad)
+
+
+@pytest.fixture
+def adapted() -> tuple[LoraNeurons, torch.optim.Optimizer]:
+    """A policy whose adapters have moved, with moments everywhere."""
+    policy = make_policy(num_steps=2, lora_rank=4, lora_targets=["conv1", "to_q"])
+    perturb(policy)
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3)
+    for p in policy.trainable():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return LoraNeurons(policy, rows=4), optimizer
+
+
+def test_lora_ranks_are_measured_by_what_passes_through_them(adapted):
+    lora, _ = adapted
+    policy, rollout = lora.policy, lora.policy.sample(["cat", "owl"], [1, 2])
+    seen = lora.magnitudes(rollout)
+    assert [len(layer) for layer in seen] == [4] * len(lora.pairs)
+    first = lora.pairs[0][0]
+    with torch.no_grad():  # the first adapter sees the input of the first block
+        samples, slots = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+        inputs = []
+        handle = first.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        text = policy.encode_prompts([rollout.prompts[i] for i in samples])
+        policy.predict(rollout.latents[samples, slots], rollout.timesteps[slots], text)
+        handle.remove()
+        expected = torch.nn.functional.conv2d(inputs[0], first.weight, padding=1).abs().sum((0, 2, 3))
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_reset_ranks_add_nothing_and_the_others_stay(adapted):
+    lora, optimizer = adapted
+    before = [(a.weight.clone(), b.weight.clone()) for a, b in lora.pairs]
+    mask = torch.tensor([True, False, False, True])
+    lora.reinit([mask] * len(lora.pairs), Reinit(), optimizer, RNG())
+    for (a, b), (old_a, old_b) in zip(lora.pairs, before, strict=True):
+        assert torch.equal(a.weight[~mask], old_a[~mask]) and torch.equal(b.weight[:, ~mask], old_b[:, ~mask])
+        assert (a.weight[mask] != old_a[mask]).all() and b.weight[:, mask].eq(0).all()
+        for weight, kept in ((a.weight, a.weight[~mask]), (b.weight, b.weight[:, ~mask])):
+            assert (optimizer.state[weight]["exp_avg"] != 0).sum() == kept.numel()
+    assert torch.cat([a.weight[mask].flatten() for a, _ in lora.pairs]).std().item() == pytest.approx(1 / 4, rel=0.05)
+
+
+def test_a_full_reset_of_the_policy_is_the_base_again(adapted):
+    lora, optimizer = adapted
+    masks = [FullReset(where="policy").select(torch.zeros(4), RNG()) for _ in lora.pairs]
+    lora.reinit(masks, Reinit(), optimizer, RNG())
+    rollout = lora.policy.sample(["cat"], [1])
+    assert lora.policy.kl_to_base(rollout).eq(0).all()
+
+
+def test_what_cannot_be_reset_is_told():
+    with pytest.raises(UserError, match="scored by activation"):
+        ActiveReset(score="gradient", where="both")
+    with pytest.raises(UserError, match="choose policy=lora"):
+        LoraNeurons(make_policy(finetune="full"), rows=4)
+    assert not ActiveReset(where="policy").needs_critic and not NoReset(where="both").needs_lora

@@ -42,6 +42,7 @@ GLOSSARY: dict[str, Entry] = {
     "neurons/gradient_dormant_0.025": Entry("share", "by gradient, score <= 0.025"),
     "neurons/gradient_dormant_0.1": Entry("share", "by gradient, score <= 0.1"),
     "reset/share": Entry("share", "hidden critic neurons reset after this iteration"),
+    "reset/lora_share": Entry("share", "ranks of the policy's LoRA reset after this iteration"),
     "reset/share/layer_<k>": Entry("share", "of the k-th hidden layer, where a reset was made"),
     "reset/overlap": Entry("share", "neurons reset now and last time, of those reset in either (Jaccard index)"),
     "reset/explained_variance_before": Entry("share", "of the critic on the iteration's samples, before the reset"),

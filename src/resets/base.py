@@ -22,9 +22,10 @@ class Reset:
         score: what activity is: `activation` (ReDo, Sokar et al. 2023) or `gradient` (GraMa, arXiv 2505.24061).
         trigger: a metric of the iteration, such as neurons/dormant_0.1; then a reset falls due, at the iterations that
             `every` names, only where the metric is above (`side`) or below its `level`.
+        where: the `critic`'s hidden neurons, the ranks of the `policy`'s LoRA (by activation alone), or `both`.
     """
 
-    needs_critic = True
+    selects = True  # anybody at all
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Reset:
         trigger: str | None = None,
         level: float = 0.0,
         side: Literal["above", "below"] = "above",
+        where: Literal["critic", "policy", "both"] = "critic",
     ):
         if not 0 <= ratio <= 1:
             raise UserError(f"reset.ratio={ratio} lies outside [0, 1]; it is the share of neurons to reset.")
@@ -47,8 +49,20 @@ class Reset:
         if trigger is not None:
             _check_trigger(trigger)
         self.every, self.threshold, self.ratio, self.score = every, threshold, ratio, score
-        self.trigger, self.level, self.side = trigger, level, side
+        if score == "gradient" and where != "critic":
+            raise UserError(
+                f"reset.where={where}: LoRA's ranks are scored by activation; choose reset.score=activation."
+            )
+        self.trigger, self.level, self.side, self.where = trigger, level, side, where
         self.reinit = Reinit(outgoing, step_counter)
+
+    @property
+    def needs_critic(self) -> bool:
+        return self.selects and self.where != "policy"
+
+    @property
+    def needs_lora(self) -> bool:
+        return self.selects and self.where != "critic"
 
     def due(self, iteration: int, metrics: Metrics) -> bool:
         """Whether a reset follows this iteration (counted from 1). Raises UserError where its trigger is no metric."""

@@ -8,8 +8,11 @@ from src.resets.ops import Mask, Scores, reinit_all
 
 
 class FullReset(Reset):
+    def select(self, scores: Scores, generator: torch.Generator) -> Mask:
+        return torch.ones_like(scores, dtype=torch.bool)
+
     def apply(
         self, head: Head, scores: list[Scores], optimizer: torch.optim.Optimizer, generator: torch.Generator
     ) -> list[Mask]:
         reinit_all(head, optimizer, generator)
-        return [torch.ones_like(layer, dtype=torch.bool) for layer in scores]
+        return [self.select(layer, generator) for layer in scores]

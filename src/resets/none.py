@@ -5,7 +5,7 @@ from src.types import Metrics
 
 
 class NoReset(Reset):
-    needs_critic = False
+    selects = False
 
     def due(self, iteration: int, metrics: Metrics) -> bool:
         return False

@@ -78,10 +78,11 @@ class Reinit:
             touched = own[:, None] | before[None, :]
             layer.weight[touched] = fresh[touched]
             layer.bias[own] = 0
-            self._forget(optimizer, layer.weight, touched)
-            self._forget(optimizer, layer.bias, own)
+            self.forget(optimizer, layer.weight, touched)
+            self.forget(optimizer, layer.bias, own)
 
-    def _forget(self, optimizer: torch.optim.Optimizer, parameter: Tensor, touched: Bool[Tensor, "..."]) -> None:
+    def forget(self, optimizer: torch.optim.Optimizer, parameter: Tensor, touched: Bool[Tensor, "..."]) -> None:
+        """Zeroes the optimizer's moments of the touched weights."""
         state = optimizer.state.get(parameter, {})
         if not touched.any():
             return

@@ -1,0 +1,70 @@
+"""Resets of the policy's LoRA: its hidden neurons are the adapters' ranks h = A x, and a fresh one adds nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
+from src.resets.ops import Mask, Reinit, Scores
+from src.types import Rollout
+
+
+class LoraNeurons:
+    """The ranks of every adapter of a policy. Raises UserError where the policy has none.
+
+    Args:
+        rows: (sample, timestep) states of the rollout, spread evenly, that they are measured on.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, rows: int):
+        self.policy, self.rows = policy, rows
+        adapted = [module for module in policy.unet.modules() if getattr(module, "lora_A", None)]
+        self.pairs: list[tuple[nn.Module, nn.Module]] = [(m.lora_A["default"], m.lora_B["default"]) for m in adapted]
+        if not self.pairs:
+            raise UserError("reset.where=policy resets LoRA's ranks and this policy has none: choose policy=lora.")
+
+    @torch.no_grad()
+    def magnitudes(self, rollout: Rollout) -> list[Scores]:
+        """sum_x |h_i(x)| over the probed states, and over places where the adapter is a convolution."""
+        b, t = rollout.log_probs.shape
+        samples = torch.linspace(0, b - 1, self.rows).round().long()
+        slots = torch.arange(self.rows) % t
+        text = self.policy.encode_prompts([rollout.prompts[i] for i in samples.tolist()])
+        with self._summing() as sums:
+            self.policy.predict(rollout.latents[samples, slots], rollout.timesteps[slots], text)
+        return sums
+
+    @contextmanager
+    def _summing(self) -> Iterator[list[Scores]]:
+        """Adds up what passes through every A while the context lasts."""
+        sums = [torch.zeros(a.weight.shape[0], device=a.weight.device) for a, _ in self.pairs]
+
+        def hook_of(total: Scores):
+            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+                channels = output.movedim(1, -1) if output.ndim == 4 else output
+                total.add_(channels.abs().flatten(0, -2).sum(0))
+
+            return hook
+
+        handles = [a.register_forward_hook(hook_of(total)) for (a, _), total in zip(self.pairs, sums, strict=True)]
+        try:
+            yield sums
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def reinit(
+        self, masks: list[Mask], reinit: Reinit, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        """A's rows are drawn anew from N(0, 1 / r^2), as at first; B's columns are 0, as at first."""
+        for (a, b), mask in zip(self.pairs, masks, strict=True):
+            fresh = torch.randn(a.weight.shape, generator=generator) / len(mask)
+            a.weight[mask] = fresh.to(a.weight)[mask]
+            b.weight[:, mask] = 0
+            for weight, touched in ((a.weight, torch.zeros_like(a.weight)), (b.weight, torch.zeros_like(b.weight))):
+                (touched if weight is a.weight else touched.transpose(0, 1))[mask] = 1
+                reinit.forget(optimizer, weight, touched.bool())
