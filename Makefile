@@ -1,9 +1,9 @@
 # Everything runs in .venv, which every target makes for itself.
 PYTHON ?= python3
 BIN := .venv/bin
-STAGES := vae clip unet classifier distill gold
+STAGES := vae clip clip_narrow unet classifier distill gold
 STAGE ?= $(STAGES)
-REWARD ?= hps
+REWARD ?= hps pickscore imagereward aesthetic
 
 .PHONY: setup run test check mini rewards clean
 

@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from src.callbacks.evaluation import picture_grid
+from src.callbacks.gallery import picture_grid
 from src.errors import UserError
 from src.experiment import build, build_loggers, new_run, quieten, session
 from src.metrics.best_of_n import best_of_n, best_of_n_kl

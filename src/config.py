@@ -171,8 +171,11 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     for key in ("optimizer", "critic_optimizer"):
         if cfg[key].get("lr", 0) < 0:
             raise UserError(f"{key}.lr={cfg[key]['lr']} must not be negative.")
-    if str(cfg["trainer"].get("precision", "")).startswith("16"):
-        raise UserError("trainer.precision=16-mixed is not supported: two optimizers would share one gradient scaler.")
+    if str(cfg["trainer"].get("precision", "")).endswith("-true") and cfg["trainer"]["precision"] != "32-true":
+        raise UserError(
+            f"trainer.precision={cfg['trainer']['precision']}: log-probabilities need weights in float32; choose "
+            "32-true, bf16-mixed or 16-mixed."
+        )
     if cfg["task"] != "finetune" and cfg["trainer"].get("devices", 1) not in (1, "1"):
         raise UserError(f"trainer.devices={cfg['trainer']['devices']}: only fine-tuning runs on several devices.")
     samples, per_update = cfg["samples_per_iteration"], cfg["algorithm"].get("samples_per_update")

@@ -68,6 +68,7 @@ def sections(rewards: list[str], judges: list[str]) -> dict[str, list]:
         ],
         "Pictures": [
             wr.MediaBrowser(title="The same prompts and seeds", media_keys=["samples"], num_columns=1),
+            wr.MediaBrowser(title="Where the reward was hacked worst", media_keys=["hacks"], num_columns=1),
             line("Vendi score within prompts", ["pictures/vendi"]),
             line("Drift from the base", ["pictures/drift"]),
             line("Saturation", ["pictures/saturation"]),

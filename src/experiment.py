@@ -54,7 +54,7 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     for judge in judges.values():
         judge.check_prompts([*prompts.train, *prompts.held_out])
     evaluation = build(cfg["evaluation"], _partial_=True)(
-        run_dir=str(folder), rewards=rewards | judges, prompts=prompts
+        run_dir=str(folder), rewards=rewards | judges, prompts=prompts, judge=next(iter(judges), None)
     )
     callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
     path = folder / "checkpoints" / "last.ckpt"

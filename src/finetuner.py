@@ -178,7 +178,8 @@ class RewardFinetuner(LightningModule):
         self.ranks.add_up([*sums.values(), ratios.sums])
         means = {name: total.item() / steps for name, total in (sums | norms).items()} | ratios.metrics()
         for name, value in means.items():
-            self.check_finite(name, torch.tensor(value))
+            if not (name.endswith("grad_norm") and self._scaler):  # a scale is found by overflowing now and then
+                self.check_finite(name, torch.tensor(value))
         return means
 
     def measure_and_reset(
@@ -283,6 +284,11 @@ class RewardFinetuner(LightningModule):
         lora.reinit(masks, self.reset.reinit, self._optimizers()[0], rng)
         return {"reset/lora_share": torch.cat(masks).float().mean().item()}
 
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """Of 16-mixed."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
     def _optimizers(self) -> list:
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
@@ -294,10 +300,18 @@ class RewardFinetuner(LightningModule):
         for parameter in (p for parameters in learnt for p in parameters if p.grad is None):
             parameter.grad = torch.zeros_like(parameter)  # this rank had no row; the all-reduce wants one of each
         self.ranks.add_up([p.grad for parameters in learnt for p in parameters])
+        scaler = self._scaler
         for name, optimizer, parameters in zip(("policy", "critic"), optimizers, learnt, strict=False):
+            if scaler is not None:
+                scaler.unscale_(optimizer.optimizer)
             norms[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            optimizer.step()
+            if scaler is not None:
+                scaler.step(optimizer.optimizer)  # Lightning's own step would also update the scale
+            else:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if scaler is not None:
+            scaler.update()  # once for both, or the second would be unscaled by another scale than it was scaled by
         return norms
 
     def check_finite(self, name: str, values: Tensor) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 
 from src.algorithms.ddpo import DDPO
 from src.algorithms.tdpo import TDPO
@@ -68,7 +69,7 @@ def build(algorithm=None, critic=None, reward=None, reset=None, lr=0.0, **change
     return RewardFinetuner(**(options | changes))
 
 
-def fit(finetuner: RewardFinetuner, iterations: int, samples: int = 32) -> list[dict]:
+def fit(finetuner: RewardFinetuner, iterations: int, samples: int = 32, **options) -> list[dict]:
     rows = []
     finetuner.record = lambda kind, metrics: rows.append(metrics) or metrics
     trainer = lightning.Trainer(
@@ -79,6 +80,7 @@ def fit(finetuner: RewardFinetuner, iterations: int, samples: int = 32) -> list[
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
+        **options,
     )
     trainer.fit(finetuner, PromptData(["cat"], samples, 1, seed=0))
     return rows
@@ -189,3 +191,31 @@ def test_resets_of_critic_and_policy_are_logged_with_their_effect():
     assert 0 <= reset["reset/overlap"] <= 1 and "reset/overlap" not in rows[1]
     assert reset["reset/explained_variance_before"] != reset["reset/explained_variance_after"]
     assert {"neurons/gradient_dormant_0", "neurons/dormant_0"} <= reset.keys()
+
+
+class Rescaled(MixedPrecision):
+    """Float32 under a gradient scaler, so that all that fp16 adds is the scale."""
+
+    def __init__(self, scale: float):
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+    def autocast_context_manager(self):
+        return torch.autocast("cpu", enabled=False)
+
+
+def test_under_a_gradient_scaler_both_optimizers_receive_true_gradients():
+    """The authors' code unscales the critic's gradients twice (65,536 times too small)."""
+    keys = ("policy/grad_norm", "critic/grad_norm", "critic/loss", "policy/loss")
+    plain, scaled = (
+        fit(build(critic=new_critic(), lr=1e-3), iterations=2, samples=4, plugins=plugins)
+        for plugins in ([], [Rescaled(65536.0)])
+    )
+    for a, b in zip(plain, scaled, strict=True):
+        assert [b[key] for key in keys] == pytest.approx([a[key] for key in keys], rel=1e-3)
+
+
+def test_a_step_that_overflows_is_left_out():
+    finetuner = build(DDPO(1e-4, 5.0), lr=1e-3)
+    before = [p.clone() for p in finetuner.policy.trainable()]
+    fit(finetuner, iterations=1, samples=4, plugins=[Rescaled(float("inf"))])
+    assert all(torch.equal(a, b) for a, b in zip(before, finetuner.policy.trainable(), strict=True))

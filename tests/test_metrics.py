@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.callbacks.evaluation import EvaluationSet, picture_grid
+from src.callbacks.evaluation import EvaluationSet
+from src.callbacks.gallery import picture_grid
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
 from src.metrics.glossary import lookup

@@ -14,7 +14,8 @@ from tests.conftest import ROOT, TINY, rows_of, run_command
 def test_the_run_folder_is_complete(finished):
     names = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     expected = {"config.yaml", "versions.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints/last.ckpt"}
-    assert expected | {"samples/00000.png", "samples/00006.png", "unet/diffusion_pytorch_model.safetensors"} <= names
+    assert expected | {"samples/00000.png", "samples/00006.png", "samples/hacks.png"} <= names
+    assert {"unet/diffusion_pytorch_model.safetensors"} <= names
     assert {"best/at.json", "best/unet/diffusion_pytorch_model.safetensors"} <= names
     assert not [name for name in names if ".partial" in name or name.endswith(".tmp")]
     summary = json.loads((finished / "summary.json").read_text())

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import wandb
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
-from PIL import Image, ImageDraw
 from torch import Tensor
 
+from src.callbacks.gallery import Gallery
 from src.errors import UserError
 from src.metrics.diversity import DriftFromBase, WithinPromptDiversity
-from src.metrics.intervals import Interval, bootstrap_mean, spread_within
+from src.metrics.intervals import bootstrap_mean, spread_within
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
 from src.prompts import PromptSets
@@ -41,7 +39,7 @@ class EvaluationSet:
     def compare(self, scores: dict[str, Tensor], trained: str) -> Metrics:
         """Every reward against the base's pictures of the same prompts and seeds."""
         self.base = self.base or scores
-        gains = {name: self._gain(name, values) for name, values in scores.items()}
+        gains = {name: bootstrap_mean(values.numpy(), self.prompts) for name, values in self.gains(scores).items()}
         metrics: Metrics = {}
         for name, values in scores.items():
             gain, base = gains[name], self.base[name]
@@ -64,8 +62,9 @@ class EvaluationSet:
     def _base_sd(self, name: str) -> float:
         return max(spread_within(self.base[name].numpy(), self.prompts), 1e-12)
 
-    def _gain(self, name: str, values: Tensor) -> Interval:
-        return bootstrap_mean(((values - self.base[name]) / self._base_sd(name)).numpy(), self.prompts)
+    def gains(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of each picture over the base's of the same prompt and seed, base sd."""
+        return {name: (values - self.base[name]) / self._base_sd(name) for name, values in scores.items()}
 
     def state(self) -> dict[str, Any]:
         return {"base": self.base, "base_features": self.base_features, "peak": self.peak}
@@ -80,7 +79,7 @@ class CrossRewardEvaluation(Callback):
     Training does not notice: evaluation draws from generators of its own.
 
     Args:
-        rewards: every reward to report, by name.
+        rewards: every reward to report, by name. judge: which of them is the truth, if any is.
         tower: its image embeddings measure diversity and drift; best one that no policy trains on.
         samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
             likewise.
@@ -95,6 +94,7 @@ class CrossRewardEvaluation(Callback):
         rewards: dict[str, RewardModel],
         prompts: PromptSets,
         tower: RewardModel,
+        judge: str | None,
         samples_per_prompt: int,
         every: int,
         held_out_samples_per_prompt: int = 2,
@@ -104,7 +104,7 @@ class CrossRewardEvaluation(Callback):
     ):
         if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples) < 1:
             raise UserError("evaluation: every, kl_samples and both samples_per_prompt must be at least 1.")
-        self.folder, self.every, self.grid_pictures = Path(run_dir) / "samples", every, grid_pictures
+        self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
         self.sets = []
         sources = {
@@ -145,7 +145,8 @@ class CrossRewardEvaluation(Callback):
         ranks: Ranks = pl_module.ranks
         for part in self.sets:
             own = ranks.part(len(part.prompts))
-            rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
+            with trainer.precision_plugin.forward_context():  # as in training
+                rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
             scores = {
                 name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
                 for name, reward in self.rewards.items()
@@ -155,8 +156,12 @@ class CrossRewardEvaluation(Callback):
             metrics |= part.compare(scores, pl_module.reward_name)
             if part.name == "eval":
                 metrics |= self._pictures(part, rollout.images, ranks) | self._kl(pl_module, rollout, len(part.prompts))
-                shown = ranks.gather(rollout.images[: max(0, self.grid_pictures - own.start)])
-                self._save_grid(trainer, pl_module, shown, part.prompts, scores[pl_module.reward_name])
+                shown = ranks.gather(rollout.images[: max(0, self.gallery.pictures - own.start)])
+                if trainer.is_global_zero:
+                    self.gallery.show(trainer, pl_module, shown, part.prompts, part.seeds, scores)
+                    if pl_module.iteration > 0:
+                        gains = part.gains(scores)
+                        self.gallery.show_hacks(trainer, pl_module, part.prompts, part.seeds, gains, self.judge)
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
 
@@ -190,37 +195,7 @@ class CrossRewardEvaluation(Callback):
             kl.update(pl_module.policy.kl_to_base(rollout.of(own)).to(where))
         return {f"kl/{key}": value for key, value in kl.compute().items()}
 
-    def _save_grid(
-        self, trainer: Trainer, pl_module: LightningModule, images: Tensor, prompts: list[str], scores: Tensor
-    ) -> None:
-        if not trainer.is_global_zero:
-            return
-        n = self.grid_pictures
-        labels = [f"{p} {s:.1f}" for p, s in zip(prompts[:n], scores[:n].tolist(), strict=True)]
-        grid = picture_grid(images[:n], labels)
-        self.folder.mkdir(exist_ok=True)
-        grid.save(self.folder / f"{pl_module.iteration:05d}.png")
-        at = f"iteration {pl_module.iteration}, {pl_module.reward_queries} reward queries"
-        caption = f"{at}; label: {pl_module.reward_name}"
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                picture = wandb.Image(grid, caption=caption)
-                logger.experiment.log({"samples": picture, "reward_queries": pl_module.reward_queries})
-
 
 def meeting_place(ranks: Ranks, device: torch.device) -> torch.device:
     """Where a metric lives: ranks meet on their devices; else on the CPU, for not every device adds up in float64."""
     return device if ranks.world > 1 else torch.device("cpu")
-
-
-def picture_grid(images: Tensor, labels: list[str], columns: int = 8, size: int = 128) -> Image.Image:
-    """Pictures [b, 3, h, w] in [0, 1] as one grid, each with its label below."""
-    rows, line = -(-len(images) // columns), 14
-    canvas = Image.new("RGB", (columns * size, rows * (size + line)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for k, (picture, label) in enumerate(zip(images, labels, strict=True)):
-        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        x, y = k % columns * size, k // columns * (size + line)
-        canvas.paste(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC), (x, y))
-        draw.text((x + 3, y + size), label, fill="black")
-    return canvas

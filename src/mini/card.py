@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from src.callbacks.evaluation import picture_grid
+from src.callbacks.gallery import picture_grid
 from src.mini.evaluate import WEIGHTS, evaluate, sample
 from src.prompts import SIMPLE_ANIMALS
 

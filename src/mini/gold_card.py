@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
 from src.best_of_n import curve, score_pool
-from src.callbacks.evaluation import picture_grid
+from src.callbacks.gallery import picture_grid
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, load_emoji, to_float
 from src.mini.evaluate import WEIGHTS, sample

@@ -64,6 +64,7 @@ def _html(figure: go.Figure) -> str:
 
 def _one(run: Run) -> dict[str, Any]:
     profile, health = figures.kl_profile(run), figures.health_by_step(run)
+    hacks = run.folder / "samples" / "hacks.png"
     return {
         "label": run.label,
         "folder": str(run.folder),
@@ -72,6 +73,9 @@ def _one(run: Run) -> dict[str, Any]:
         "health": _html(health) if health else None,
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],
         "grids": [{"caption": caption, "source": _picture(path)} for path, caption in _grids(run)],
+        "trained": run.trained,
+        "judge": next(iter(run.config["suite"].get("judges") or {}), "the other rewards"),
+        "hacks": _picture(hacks) if hacks.exists() else None,
         "config": sorted(flat(run.config).items()),
     }
 
@@ -86,7 +90,7 @@ def _reward_row(run: Run, name: str) -> dict[str, Any]:
 
 def _grids(run: Run) -> list[tuple[Path, str]]:
     """At most eight picture grids: the first, the last, gold's best, and others evenly between."""
-    found = sorted((run.folder / "samples").glob("*.png"))
+    found = sorted((run.folder / "samples").glob("[0-9]*.png"))
     by_iteration = {int(path.stem): path for path in found}
     rows = {row["iteration"]: row for row in run.evaluations if row["iteration"] in by_iteration}
     if not rows:

@@ -1,0 +1,109 @@
+"""Pictures for a person to look at: the same prompts and seeds over time, and where the reward was hacked worst."""
+
+from pathlib import Path
+
+import torch
+import wandb
+from jaxtyping import Float
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+COLUMNS = 8
+
+Scores = dict[str, Float[Tensor, " n"]]
+
+
+class Gallery:
+    """Writes grids below a run folder and sends them, with a table of pictures and scores, to W&B.
+
+    Args:
+        pictures: how many are shown, the first of the evaluation's.
+    """
+
+    def __init__(self, folder: Path, pictures: int):
+        self.folder, self.pictures = folder, pictures
+
+    def show(
+        self,
+        trainer: Trainer,
+        finetuner: LightningModule,
+        images: Float[Tensor, "n 3 h w"],
+        prompts: list[str],
+        seeds: list[int],
+        scores: Scores,
+    ) -> None:
+        """The first pictures: samples/00020.png, labelled with the trained reward, and every reward in a table."""
+        n = len(images)
+        labels = [f"{p} {s:.1f}" for p, s in zip(prompts, scores[finetuner.reward_name][:n].tolist(), strict=False)]
+        grid = picture_grid(images, labels)
+        self._save(grid, f"{finetuner.iteration:05d}.png")
+        rows = [
+            [prompts[k], str(seeds[k]), as_jpeg(picture), *(values[k].item() for values in scores.values())]
+            for k, picture in enumerate(images)
+        ]
+        table = wandb.Table(columns=["prompt", "seed", "picture", *scores], data=rows)
+        self._log(trainer, finetuner, {"samples": self._captioned(finetuner, grid), "pictures_and_scores": table})
+
+    def show_hacks(
+        self,
+        trainer: Trainer,
+        finetuner: LightningModule,
+        prompts: list[str],
+        seeds: list[int],
+        gains: Scores,
+        judge: str | None,
+    ) -> None:
+        """samples/hacks.png: where the trained reward rose most against the judge, the base's pictures above today's.
+
+        Without a judge the mean of the other rewards stands in. `gains` are in base sd.
+        """
+        others = [name for name in gains if name != finetuner.reward_name]
+        if not others:
+            return
+        trained = gains[finetuner.reward_name]
+        against = gains[judge] if judge else torch.stack([gains[name] for name in others]).mean(0)
+        worst = (trained - against).argsort(descending=True, stable=True)[:COLUMNS].tolist()
+        chosen = [prompts[k] for k in worst], [seeds[k] for k in worst]
+        with trainer.precision_plugin.forward_context():
+            now = finetuner.policy.sample(*chosen).images
+            with finetuner.policy.as_base():
+                before = finetuner.policy.sample(*chosen).images
+        labels = [f"{finetuner.reward_name} {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
+        grid = picture_grid(torch.cat([before, now]), [*chosen[0], *labels], columns=len(worst), size=160)
+        self._save(grid, "hacks.png")
+        self._log(trainer, finetuner, {"hacks": self._captioned(finetuner, grid)})
+
+    def _save(self, grid: Image.Image, name: str) -> None:
+        self.folder.mkdir(exist_ok=True)
+        grid.save(self.folder / name)
+
+    def _captioned(self, finetuner: LightningModule, grid: Image.Image) -> wandb.Image:
+        at = f"iteration {finetuner.iteration}, {finetuner.reward_queries} reward queries"
+        return wandb.Image(grid, caption=f"{at}; label: {finetuner.reward_name}")
+
+    def _log(self, trainer: Trainer, finetuner: LightningModule, media: dict) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.log(media | {"reward_queries": finetuner.reward_queries})
+
+
+def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def as_jpeg(picture: Float[Tensor, "3 h w"]) -> wandb.Image:
+    return wandb.Image(as_image(picture), file_type="jpg")
+
+
+def picture_grid(images: Tensor, labels: list[str], columns: int = COLUMNS, size: int = 128) -> Image.Image:
+    """Pictures [b, 3, h, w] in [0, 1] as one grid, each with its label below."""
+    rows, line = -(-len(images) // columns), 14
+    canvas = Image.new("RGB", (columns * size, rows * (size + line)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for k, (picture, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = k % columns * size, k // columns * (size + line)
+        canvas.paste(as_image(picture).resize((size, size), Image.Resampling.BICUBIC), (x, y))
+        draw.text((x + 3, y + size), label, fill="black")
+    return canvas
