@@ -48,7 +48,7 @@ def fetch(
     folder = Path(path).expanduser()
     if not folder.exists():
         if not REPOSITORY.fullmatch(path):
-            content = f" of {', '.join(needed)}" if needed else ""
+            content = f" with {', '.join(needed)} in it" if needed else ""
             raise UserError(f"{option}={path}: no such folder; give one{content}, or a hub id such as owner/name.")
         folder = _download(path, option, [*needed, *also], revision, kind)
     require(folder, needed, f"{option}={path}", revision)

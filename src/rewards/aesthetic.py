@@ -73,7 +73,8 @@ class AestheticReward(RewardModel):
             wanted = chain[0].in_features
             raise UserError(f"{option}: it takes embeddings of width {wanted}, and clip gives {self.embed_dim}.")
         self._build([layer.out_features for layer in chain[:-1]], seed=0)
-        for layer, released in zip((m for m in self.mlp if isinstance(m, nn.Linear)), chain, strict=True):
+        own = [module for module in self.mlp.children() if isinstance(module, nn.Linear)]
+        for layer, released in zip(own, chain, strict=True):
             layer.load_state_dict(released.state_dict())
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:

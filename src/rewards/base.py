@@ -122,8 +122,9 @@ def tower_input(
     """Pictures as a tower wants them: resized (bicubic, antialiased), square and normalised, differentiably.
 
     `crop`, of CLIP's and ImageReward's packages: the shorter side becomes `size`, and the centre is cut out. They
-    resize 8-bit pictures by PIL; pictures of 8 bits come out here within 1.1 of 255 levels of theirs, 0.3 in the mean
-    (512 to 224 pixels; measured in tests/test_released_rewards.py), because nothing is rounded on the way.
+    resize 8-bit pictures by PIL, which rounds to 8 bits after the columns and after the rows; nothing is rounded here.
+    From 512 to 224 pixels that is 0.3 of 255 levels in the mean, at most 1.1 for smooth pictures and 3.5 for noise,
+    and moves scores of the miniature CLIP by at most 3% of their standard deviation (tests/test_released_rewards.py).
     `pad`, of HPS's package, which resizes tensors as we do: the longer side becomes `size`, black fills the rest.
     """
     if images.shape[-2:] != (size, size):

@@ -52,8 +52,7 @@ class ImageReward(ImageTextReward):
         state = {k: v for k, v in read_checkpoint(folder / filename, option).items() if not k.startswith(UNUSED)}
         vision, vision_state = blip_vision(part(state, "blip.visual_encoder."), option, head_width)
         med = json.loads((folder / "med_config.json").read_text())
-        # transformers gives only decoders cross-attention; attention among the tokens stays bidirectional
-        text = BlipTextConfig(**med | {"encoder_hidden_size": vision.hidden_size, "is_decoder": True})
+        text = text_config(med, vision.hidden_size)
         self.vision = load_strictly(BlipVisionModel, vision_state, option, vision).to(DTYPES[precision])
         self.text = load_strictly(HeadlessText, part(state, "blip.text_encoder."), option, text).to(DTYPES[precision])
         self.head = linear_layers(part(state, "mlp."), option)
@@ -70,3 +69,9 @@ class HeadlessText(BlipTextModel):
 
     def __init__(self, config: BlipTextConfig):
         super().__init__(config, add_pooling_layer=False)
+
+
+def text_config(med: dict, vision_width: int) -> BlipTextConfig:
+    """med_config.json as transformers has it; its encoder_width is overruled, as in the authors' code."""
+    # transformers gives only decoders cross-attention; attention among the tokens stays bidirectional
+    return BlipTextConfig(**med | {"encoder_hidden_size": vision_width, "is_decoder": True})

@@ -147,7 +147,7 @@ def linear_layers(state: Mapping[str, Tensor], option: str) -> nn.Sequential:
     unknown = set(state) - {f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias")}
     if unknown or not numbers or len(state) != 2 * len(numbers):
         raise UserError(f"{option}: the weights are no chain of linear layers ({min(unknown, default='incomplete')}).")
-    layers = []
+    layers: list[nn.Linear] = []
     for n in numbers:
         weight = state[f"layers.{n}.weight"]
         if layers and layers[-1].out_features != weight.shape[1]:
