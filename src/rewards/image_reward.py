@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -55,7 +55,7 @@ class ImageReward(ImageTextReward):
         text = text_config(med, vision.hidden_size)
         self.vision = load_strictly(BlipVisionModel, vision_state, option, vision).to(DTYPES[precision])
         self.text = load_strictly(HeadlessText, part(state, "blip.text_encoder."), option, text).to(DTYPES[precision])
-        self.head = linear_layers(part(state, "mlp."), option)
+        self.head = nn.Sequential(*linear_layers(part(state, "mlp."), option))
         self._prepare(vision.image_size, vision.hidden_size, CLIP_MEAN, CLIP_STD, DTYPES[precision])
         self.batch_size = batch_size
         self.requires_grad_(False).eval()

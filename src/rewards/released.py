@@ -141,7 +141,7 @@ def blip_vision(state: Mapping[str, Tensor], option: str, head: int) -> tuple[Bl
     return config, renamed
 
 
-def linear_layers(state: Mapping[str, Tensor], option: str) -> nn.Sequential:
+def linear_layers(state: Mapping[str, Tensor], option: str) -> list[nn.Linear]:
     """The linear layers `layers.N` in order, without the dropout between them. Raises UserError if they do not fit."""
     numbers = sorted({int(key.split(".")[1]) for key in state if re.fullmatch(r"layers\.\d+\.(weight|bias)", key)})
     unknown = set(state) - {f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias")}
@@ -154,7 +154,7 @@ def linear_layers(state: Mapping[str, Tensor], option: str) -> nn.Sequential:
             raise UserError(f"{option}: layers.{n} does not take what the layer before it gives.")
         layers.append(nn.Linear(weight.shape[1], weight.shape[0]))
         layers[-1].load_state_dict({kind: state[f"layers.{n}.{kind}"].float() for kind in ("weight", "bias")})
-    return nn.Sequential(*layers)
+    return layers
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
