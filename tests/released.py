@@ -22,6 +22,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 PROMPTS = ["a cat", "two dogs, oil on canvas", "BEE"]
 CONTEXT = 32  # tokens of the tiny CLIPs
 IMAGE_SIZE = 28
+IR_SIZE = 32  # of the tiny ImageReward
+MLP = (10, 8, 6, 4)  # hidden widths, of it and of the tiny aesthetic predictor
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -183,6 +185,20 @@ def write_bert_tokenizer(folder: Path) -> BertTokenizer:
     tokenizer = BertTokenizer(vocab={token: k for k, token in enumerate(tokens)})
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def write_rewards(folder: Path) -> Path:
+    """clip/, aesthetic-model.pth, ImageReward/ and bert/, as the real ones are."""
+    write_clip(folder / "clip")
+    torch.save(random_state(aesthetic_shapes(16, MLP)), folder / "aesthetic-model.pth")
+    vocabulary = len(write_bert_tokenizer(folder / "bert")) + 2
+    shapes = image_reward_shapes((32, 2), (24, 2), vocabulary, 40, (IR_SIZE // 16) ** 2, MLP)
+    (folder / "ImageReward").mkdir()
+    torch.save(random_state(shapes), folder / "ImageReward" / "ImageReward.pt")
+    small = {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"vocab_size": vocabulary, "max_position_embeddings": 40}
+    (folder / "ImageReward" / "med_config.json").write_text(json.dumps(MED_CONFIG | small))
+    return folder
 
 
 def write_stable_diffusion(folder: Path, **how) -> Path:

@@ -10,8 +10,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
-from tests.released import write_stable_diffusion
+from tests.conftest import ROOT, TINY, rows_of, run_command
+from tests.released import write_rewards, write_stable_diffusion
 
+GOLDEN = ROOT / "tests/golden"
 SEEDS, PROMPTS = [1, 2], ["a cat", "two dogs"]
 
 
@@ -87,3 +89,31 @@ def test_lora_draws_the_same_picture_in_plain_diffusers(pipeline, tmp_path):
         PROMPTS, num_inference_steps=4, guidance_scale=5.0, eta=1.0, latents=noise[:, 0], output_type="pt"
     ).images
     torch.testing.assert_close(images, theirs, atol=1e-4, rtol=0)
+
+
+def test_the_papers_suite_runs_on_released_files(pipeline, tmp_path):
+    """Every reward, the shared tower, and an iteration of TDPO-R, from files as the hub has them."""
+    write_rewards(tmp_path)
+    reward = {
+        "hps": {"path": GOLDEN / "hps.pt", "tokenizer": tmp_path / "clip", "vision_head": 16, "text_head": 8},
+        "pickscore": {"path": tmp_path / "clip", "processor": tmp_path / "clip"},
+        "imagereward": {"path": tmp_path / "ImageReward", "tokenizer": tmp_path / "bert", "head_width": 16},
+        "aesthetic": {"path": tmp_path, "clip": tmp_path / "clip"},
+    }
+    paths = [
+        f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
+    ]
+    done = run_command(
+        *TINY,
+        "suite=sd14",
+        "iterations=1",
+        "reset.every=1",
+        f"run_dir={tmp_path / 'run'}",
+        f"suite.base={pipeline}",
+        f"suite.tower.path={tmp_path / 'clip'}",
+        *paths,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = rows_of(tmp_path / "run", "evaluation")[-1]
+    assert all(f"eval/{name}/gain" in last for name in reward)
+    assert (tmp_path / "run" / "lora").is_dir()

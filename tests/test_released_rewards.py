@@ -15,56 +15,41 @@ from src.rewards import released, towers
 from src.rewards.aesthetic import AestheticReward
 from src.rewards.base import RewardModel, tower_input
 from src.rewards.clip import CLIPReward
-from src.rewards.hps import HPSReward
+from src.rewards.hps import HPSReward, plain
 from src.rewards.image_reward import HeadlessText, ImageReward, text_config
 from tests.conftest import ROOT
 from tests.released import (
     CONTEXT,
     IMAGE_REWARD,
     IMAGE_SIZE,
+    IR_SIZE,
     MED_CONFIG,
     PROMPTS,
     VIT_H_14,
     aesthetic_shapes,
     clip_tokenizer,
-    image_reward_shapes,
     pictures,
-    random_state,
     write_bert_tokenizer,
-    write_clip,
+    write_rewards,
 )
 
 GOLDEN = ROOT / "tests/golden"
-MLP = (10, 8, 6, 4)
-IR_SIZE = 32
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """One folder with a tiny model of every family."""
-    folder = tmp_path_factory.mktemp("released")
-    write_clip(folder / "clip")
-    clip_tokenizer().save_pretrained(folder / "clip_tokenizer")
-    torch.save(random_state(aesthetic_shapes(16, MLP)), folder / "sac+logos+ava1-l14-linearMSE.pth")
-    words = write_bert_tokenizer(folder / "bert")
-    shapes = image_reward_shapes((32, 2), (24, 2), len(words) + 2, 40, (IR_SIZE // 16) ** 2, MLP)
-    (folder / "ImageReward").mkdir()
-    torch.save(random_state(shapes), folder / "ImageReward" / "ImageReward.pt")
-    small = {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    small |= {"vocab_size": len(words) + 2, "max_position_embeddings": 40}
-    (folder / "ImageReward" / "med_config.json").write_text(json.dumps(MED_CONFIG | small))
-    return folder
+    """One folder with a tiny model of every family but hps, whose is the golden one."""
+    return write_rewards(tmp_path_factory.mktemp("released"))
 
 
 def make(files: Path, family: str, **options) -> RewardModel:
     if family == "hps":
-        tokenizer = str(files / "clip_tokenizer")
+        tokenizer = str(files / "clip")
         return HPSReward(str(GOLDEN / "hps.pt"), tokenizer=tokenizer, vision_head=16, text_head=8, **options)
     if family == "imagereward":
         return ImageReward(str(files / "ImageReward"), tokenizer=str(files / "bert"), head_width=16, **options)
     if family == "aesthetic":
-        name = "sac+logos+ava1-l14-linearMSE.pth"
-        return AestheticReward(str(files / "clip"), str(files), filename=name, **options)
+        return AestheticReward(str(files / "clip"), str(files), filename="aesthetic-model.pth", **options)
     return CLIPReward(str(files / "clip"), **options)
 
 
@@ -92,7 +77,7 @@ def test_aesthetic_is_the_published_chain_on_transformers_own_clip(files):
     reward, images = make(files, "aesthetic"), pictures(3, IMAGE_SIZE, IMAGE_SIZE)
     clip = CLIPModel.from_pretrained(files / "clip").eval()
     pixels = CLIPImageProcessorPil.from_pretrained(files / "clip")(pil(images), return_tensors="pt").pixel_values
-    state = torch.load(files / "sac+logos+ava1-l14-linearMSE.pth", weights_only=True)
+    state = torch.load(files / "aesthetic-model.pth", weights_only=True)
     with torch.no_grad():
         x = clip.get_image_features(pixel_values=pixels).pooler_output
         x = x / x.norm(dim=-1, keepdim=True)
@@ -105,6 +90,11 @@ def test_hps_is_open_clips_own_model(files):
     golden = torch.tensor(json.loads((GOLDEN / "hps.json").read_text())["scores"])
     images = pictures(3, IMAGE_SIZE, IMAGE_SIZE)
     torch.testing.assert_close(make(files, "hps").score(images, PROMPTS), golden, atol=1e-4, rtol=0)
+
+
+def test_hps_reads_prompts_as_open_clip_does():
+    assert plain("“Curly” ‘quotes’, ﬁne &amp;amp; ＷＩＤＥ") == "\"Curly\" 'quotes', fine & WIDE"
+    assert plain("café, a cat… 日本語 – 8k") == "café, a cat… 日本語 – 8k"
 
 
 def test_imagereward_is_the_published_architecture_in_plain_torch(files):

@@ -1,5 +1,6 @@
 """Human Preference Score v2 (Wu et al. 2023, arXiv 2306.09341) from the file that its authors released."""
 
+import html
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -12,14 +13,21 @@ from src.rewards.clip import CLIPReward
 from src.rewards.released import clip_config, clip_from_open_clip
 from src.rewards.towers import in_precision
 
+LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬆ": "st"}
+PLAIN = str.maketrans(
+    LIGATURES
+    | dict.fromkeys("ʼ‘’‚‛", "'")
+    | dict.fromkeys("“”„‟", '"')
+    | {chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F)}  # letters as wide as Chinese ones
+)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class HPSReward(CLIPReward):
     """cos(image embedding, text embedding), which is what the authors' package returns: without the logit scale.
 
-    Where it differs from the package: prompts go through transformers' tokenizer, which repairs no broken Unicode and
-    no HTML entities (open_clip: ftfy and html.unescape); and the package scores under fp16 autocast.
+    Where it differs from the package: a prompt's quotes, ligatures, wide letters and HTML entities are made plain as
+    there (ftfy), but text that was decoded wrongly is not repaired; and the package scores under fp16 autocast.
 
     Args:
         path: the file, or folder or hub id with `filename`: `HPS_v2_compressed.pt` (v2.0) or
@@ -56,5 +64,13 @@ class HPSReward(CLIPReward):
         self._adopt(in_precision(clip, precision), words, processor, DTYPES[precision])
         self.batch_size = batch_size
 
+    def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
+        return super().embed_texts([plain(prompt) for prompt in prompts])
+
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         return self.similarity(images, prompts)
+
+
+def plain(prompt: str) -> str:
+    """A prompt as open_clip's tokenizer reads it."""
+    return html.unescape(html.unescape(prompt.translate(PLAIN)))
