@@ -279,7 +279,8 @@ def test_imagereward_file_has_its_place_at_full_size():
     with torch.device("meta"):
         tower, words = BlipVisionModel(vision), HeadlessText(text)
     assert shapes_of(renamed) == shapes_of(tower.state_dict())
-    assert vision.num_attention_heads == 16 and vision.image_size == 224
+    assert (vision.num_attention_heads, vision.image_size, vision.layer_norm_eps) == (16, 224, 1e-6)
+    assert (text.num_attention_heads, text.layer_norm_eps, text.hidden_act) == (12, 1e-12, "gelu")
     wanted = released.part(state, "blip.text_encoder.")
     wanted.pop("embeddings.position_ids")
     assert shapes_of(wanted) == shapes_of(words.state_dict())
