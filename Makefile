@@ -23,7 +23,7 @@ test: setup
 check: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
-	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py
+	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py src/hub.py
 
 mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"

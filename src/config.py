@@ -42,7 +42,9 @@ class Suite:
     """A base model with its prompts, rewards and budgets."""
 
     name: str = MISSING
-    base: str = MISSING
+    base: str = MISSING  # folder, or hub id
+    revision: str | None = None  # of the hub's
+    variant: str | None = None  # of its weight files, such as fp16
     feature_precision: str = "fp32"
     feature_stride: int = 1
     lr: dict[str, dict[str, float]] = MISSING  # by what is fine-tuned, then by the algorithm's schedule
@@ -126,6 +128,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
+    if cfg.task == Task.train_reward and not cfg.suite.judges:
+        raise UserError(
+            f"task=train_reward learns from the comparisons of a judge, and suite={cfg.suite.name} has none: "
+            "choose suite=mini."
+        )
     try:
         for first in ("algorithm", "policy"):  # because the learning rate goes by their options
             _check_node(OmegaConf.to_container(cfg[first], resolve=True, throw_on_missing=True), first)

@@ -1,15 +1,18 @@
 """Prompt sets, and the batches of prompts that iterations sample from."""
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from src.errors import UserError
+from src.hub import fetch_file
 from src.seeding import generator_of
 
 PROMPT_STREAM = 1 << 22  # keeps the draw of prompts apart from those of samples
@@ -49,6 +52,76 @@ def prompts_from_file(path: str, held_out_path: str | None = None) -> PromptSets
     if both:
         raise UserError(f"prompts.held_out_path={held_out_path} holds {min(both)!r}, which is trained on: take it out.")
     return sets
+
+
+def hpd(
+    path: str = "zhwang/HPDv2",
+    style: Literal["anime", "concept-art", "paintings", "photo", "all"] = "photo",
+    revision: str | None = None,
+    held_out: int = 50,
+    limit: int | None = None,
+) -> PromptSets:
+    """The benchmark prompts of the Human Preference Dataset v2 (Wu et al. 2023): 800 of each style.
+
+    Args:
+        path: hub id of the data set, a folder that holds its benchmark/STYLE.json, or one such file, a list of strings.
+        held_out: how many of them, the last, no run trains on. limit: how many of the others to train on; null for all.
+    """
+    styles = ("anime", "concept-art", "paintings", "photo") if style == "all" else (style,)
+    prompts = []
+    for name in styles[:1] if Path(path).is_file() else styles:
+        file = fetch_file(path, "prompts.path", f"benchmark/{name}.json", revision, kind="dataset")
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"prompts.path={file}: no readable JSON ({error}).") from error
+        if not isinstance(content, list) or not all(isinstance(prompt, str) for prompt in content):
+            raise UserError(f"prompts.path={file}: it must hold a list of strings.")
+        prompts += content
+    return _split(prompts, held_out, limit, path)
+
+
+def prompts_from_parquet(
+    path: str,
+    filename: str | None = None,
+    column: str = "caption",
+    revision: str | None = None,
+    held_out: int = 50,
+    limit: int | None = None,
+) -> PromptSets:
+    """The distinct texts of one column, in order of their first row, as in Pick-a-Pic (Kirstain et al. 2023).
+
+    Args:
+        path: a parquet file, or, with a `filename`, the folder or hub id of a data set.
+        held_out, limit: see `hpd`.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UserError('prompts: parquet files are read by duckdb: pip install "overopt[parquet]".') from error
+    file = fetch_file(path, "prompts.path", filename or path, revision, kind="dataset")
+    try:
+        table = duckdb.connect().read_parquet(str(file))
+        if column not in table.columns:
+            known = ", ".join(table.columns)
+            raise UserError(f"prompts.column={column} is not in {file}: choose from {known}.")
+        texts = [row[0] for row in table.select(duckdb.ColumnExpression(column)).fetchall()]
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"prompts.path={file}: no readable parquet file ({reason}).") from error
+    return _split([str(text).strip() for text in texts if text is not None], held_out, limit, path)
+
+
+def _split(prompts: Sequence[str], held_out: int, limit: int | None, path: str) -> PromptSets:
+    """Distinct prompts: the last `held_out` apart, the first `limit` of the others to train on."""
+    distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
+    train = distinct[: max(0, len(distinct) - held_out)][:limit]
+    if held_out < 0 or not train:
+        raise UserError(
+            f"prompts.held_out={held_out} and prompts.limit={limit} leave none of the {len(distinct)} prompts of "
+            f"{path} to train on: lower the one or raise the other."
+        )
+    return PromptSets(train, distinct[len(distinct) - held_out :])
 
 
 def _lines(path: str, option: str) -> list[str]:

@@ -13,7 +13,9 @@ CONF = ROOT / "conf"
 NOT_OPTIONS = (CONF / "debug/tiny.yaml", CONF / "reward_training/comparisons.yaml")
 GROUPS = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment" and p not in NOT_OPTIONS)
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
-NEEDS = {"prompts/file": ["prompts.path=some.txt"]}
+NEEDS = {"prompts/file": ["prompts.path=some.txt"], "prompts/parquet": ["prompts.path=some.parquet"]}
+EXTRA = ("reward_training", "preset")  # groups that are not in the defaults
+SUITES = ("sd14", "sd14_single_gpu", "sd15")
 
 
 def name_of(path: Path) -> str:
@@ -21,7 +23,7 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 23
+    assert len(GROUPS) == 29
     assert len(EXPERIMENTS) == 8
     assert (
         len(list((ROOT / "conf").rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + 3
@@ -31,7 +33,7 @@ def test_all_files_are_found():
 @pytest.mark.parametrize("path", GROUPS, ids=name_of)
 def test_every_option_of_every_group(path):
     group = path.parent.name
-    plus = "+" if group == "reward_training" else ""  # of no use to a fine-tuning run, and so not in the defaults
+    plus = "+" if group in EXTRA else ""
     resolved = check(composed(f"{plus}{group}={path.stem}", *NEEDS.get(name_of(path), [])))
     assert resolved["seed"] == 0
 
@@ -43,6 +45,45 @@ def test_every_experiment(path, extra):
     assert path.stem.endswith(resolved["train_reward"])
     head = path.read_text()
     assert "# Question:" in head and f"+experiment={path.stem}" in head  # each opens with question and command
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_experiment_at_the_papers_scale(path, suite):
+    cfg = composed(f"+experiment={path.stem}", f"suite={suite}")
+    if cfg.task.value == "train_reward":
+        with pytest.raises(UserError, match="choose suite=mini"):
+            check(cfg)
+        return
+    resolved = check(cfg)
+    assert set(resolved["suite"]["rewards"]) == {"hps", "pickscore", "imagereward", "aesthetic"}
+    paper = {"num_steps": 50, "guidance": 5.0, "samples_per_iteration": 256, "iterations": 100, "samples_per_prompt": 1}
+    assert {key: resolved[key] for key in paper} == paper
+    policy, algorithm = resolved["policy"], resolved["algorithm"]
+    assert (policy["finetune"], policy["lora_rank"], policy["eta"]) == ("lora", 4, 1.0)
+    assert policy["lora_targets"] == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert (algorithm["clip_range"], algorithm["timestep_weighting"]) == (1e-4, "uniform")
+    assert resolved["optimizer"]["lr"] == (1e-4 if algorithm["schedule"] == "timestep" else 3e-4)
+    check(composed(f"+experiment={path.stem}", f"suite={suite}", "+debug=tiny"))
+
+
+def test_one_key_takes_the_weights_from_disk():
+    resolved = check(composed("suite=sd14", "suite.base=some/folder", "suite.rewards.hps.path=HPS_v2_compressed.pt"))
+    assert resolved["policy"]["path"] == "some/folder"
+    assert resolved["suite"]["rewards"]["hps"]["path"] == "HPS_v2_compressed.pt"
+    revisions = [resolved["suite"]["revision"], resolved["suite"]["tower"]["revision"]]
+    revisions += [reward["revision"] for reward in resolved["suite"]["rewards"].values()]
+    assert all(len(revision) == 40 for revision in revisions)  # commits, not branches
+
+
+@pytest.mark.parametrize("experiment", ["tdpo_r_hps", "tdpo_hps"])
+def test_the_official_preset_makes_the_authors_choices(experiment):
+    resolved = check(composed(f"+experiment={experiment}", "suite=sd14", "+preset=official"))
+    critic, algorithm = resolved["critic"], resolved["algorithm"]
+    assert (critic["activation"], critic["timestep_input"], resolved["reset"]["outgoing"]) == ("none", False, "redraw")
+    assert (algorithm["normalise_over"], algorithm["samples_per_update"]) == ("all", 128)
+    kept = check(composed(f"+experiment={experiment}", "suite=sd14", "+preset=official", "critic.activation=relu"))
+    assert kept["critic"]["activation"] == "relu"
 
 
 @pytest.mark.parametrize("override", ["iteratoins=3", "reset.ration=0.1", "+algoritm=tdpo"])

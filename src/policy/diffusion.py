@@ -1,6 +1,7 @@
 """The policy: the denoiser of any diffusers StableDiffusionPipeline folder, fine-tuned by LoRA or in full."""
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from src.errors import UserError
+from src.hub import fetch, require
 from src.policy import ddim
 from src.types import Rollout
 
@@ -24,7 +26,8 @@ class DiffusionPolicy(LightningModule):
     """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the log-probability of any step of one.
 
     Args:
-        path: folder (or hub id) of a StableDiffusionPipeline.
+        path: folder or hub id of a StableDiffusionPipeline with safetensors weights; `revision` of the latter.
+        variant: of the weight files, such as `fp16`; all are computed with in float32.
         finetune: `lora` trains adapters on `lora_targets`, `full` the whole UNet.
         num_steps: DDIM steps of a trajectory.
         eta: 0 deterministic, 1 the noise of DDPM. Must be positive, or no step has a density.
@@ -43,13 +46,15 @@ class DiffusionPolicy(LightningModule):
         lora_rank: int = 4,
         lora_alpha: int = 4,
         lora_targets: list[str] | str = ("to_q", "to_k", "to_v", "to_out.0"),  # type: ignore[assignment]
+        revision: str | None = None,
+        variant: str | None = None,
     ):
         super().__init__()
         if eta <= 0:
             raise UserError(f"policy.eta={eta}: a step has a log-probability only when eta is positive.")
         self.num_steps, self.eta, self.guidance, self.sampling_batch = num_steps, eta, guidance, sampling_batch
         self.finetune = finetune
-        pipeline = _load_pipeline(path)
+        pipeline = _load_pipeline(path, revision, variant)
         self.tokenizer = pipeline.tokenizer
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
         if not 1 <= num_steps <= self.scheduler.config.num_train_timesteps:
@@ -235,13 +240,28 @@ class DiffusionPolicy(LightningModule):
             )
 
 
-def _load_pipeline(path: str) -> StableDiffusionPipeline:
-    folder = Path(path)
-    if not (folder / "model_index.json").exists():
-        raise UserError(
-            f"policy.path={path}: no diffusers pipeline there (model_index.json is missing); "
-            "give the folder of a StableDiffusionPipeline."
+def _load_pipeline(path: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
+    """The parts that a policy needs, float32; a safety checker is neither fetched nor loaded."""
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    weights = [f"{part}/{stem}{ending}" for part, stem in stems.items()]
+    also = [*weights, *(f"{part}/config.json" for part in stems), "scheduler/*", "tokenizer/*"]
+    folder = fetch(path, "policy.path", ["model_index.json"], also, revision)
+    wanted, found = StableDiffusionPipeline.__name__, json.loads((folder / "model_index.json").read_text())
+    if found.get("_class_name") != wanted:
+        raise UserError(f"policy.path={path}: it is a {found.get('_class_name')}; give a {wanted}.")
+    require(folder, weights, f"policy.path={path}", revision)
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            folder,
+            variant=variant,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
-    return StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"policy.path={path}: its parts cannot be loaded ({reason}); fetch them anew.") from error

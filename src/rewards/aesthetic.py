@@ -11,36 +11,71 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.rewards.base import Images, Ratings, RewardModel
+from src.hub import fetch, fetch_file, read_checkpoint
+from src.rewards.base import Images, Precision, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
+from src.rewards.released import linear_layers
 from src.run_folder import write_json
 
 
 class AestheticReward(RewardModel):
     """Linear layers on unit-length CLIP image embeddings; the prompt plays no part.
 
+    LAION's predictor is `sac+logos+ava1-l14-linearMSE.pth` (on the hub: `trl-lib/ddpo-aesthetic-predictor` with
+    `aesthetic-model.pth`) on `openai/clip-vit-large-patch14`.
+
     Args:
-        clip: CLIPModel folder, frozen.
-        path: folder with config.json (hidden widths) and model.safetensors; null for a fresh MLP.
+        clip: CLIPModel, frozen: folder or hub id, `clip_revision` of the latter.
+        path: folder with config.json (hidden widths) and model.safetensors, or, where there is a `filename`, the folder
+            or hub id (`revision`) of that checkpoint, as LAION released it; null for a fresh MLP.
         hidden: widths, for a fresh MLP. seed: of its first weights.
+        precision: of the tower; the MLP stays in float32. shared, batch_size: see CLIPReward.
     """
 
-    def __init__(self, clip: str, path: str | None = None, hidden: list[int] | None = None, seed: int = 0):
+    def __init__(
+        self,
+        clip: str,
+        path: str | None = None,
+        hidden: list[int] | None = None,
+        seed: int = 0,
+        filename: str | None = None,
+        revision: str | None = None,
+        clip_revision: str | None = None,
+        precision: Precision = "fp32",
+        shared: bool = False,
+        batch_size: int = 256,
+    ):
         super().__init__()
-        if path is not None and not (Path(path) / "model.safetensors").exists():
-            raise UserError(f"reward path={path}: no aesthetic head there (model.safetensors is missing).")
-        self.clip = CLIPReward(clip)
+        self.batch_size = batch_size
+        self.clip = CLIPReward(clip, clip_revision, precision=precision, shared=shared)
         self.embed_dim = self.clip.embed_dim
-        stored = json.loads((Path(path) / "config.json").read_text()) if path else {"hidden": hidden or [64, 16]}
-        self.hidden: list[int] = stored["hidden"]
+        if path and filename:
+            self._build_released(fetch_file(path, "aesthetic path", filename, revision), f"aesthetic path={path}")
+        elif path:
+            folder = fetch(path, "aesthetic path", ["config.json", "model.safetensors"], revision=revision)
+            self._build(json.loads((folder / "config.json").read_text())["hidden"], seed)
+            self.mlp.load_state_dict(load_file(folder / "model.safetensors"))
+        else:
+            self._build(hidden or [64, 16], seed)
+        self.requires_grad_(False).eval()
+
+    def _build(self, hidden: list[int], seed: int) -> None:
+        self.hidden = hidden
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip([self.embed_dim, *self.hidden], self.hidden, strict=False):
+        for inputs, outputs in zip([self.embed_dim, *hidden], hidden, strict=False):
             layers += [nn.Linear(inputs, outputs), nn.Dropout(0.1)]  # linear throughout, as published
-        self.mlp = nn.Sequential(*layers, nn.Linear(self.hidden[-1], 1))
-        if path:
-            self.mlp.load_state_dict(load_file(Path(path) / "model.safetensors"))
-        self.requires_grad_(False).eval()
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+
+    def _build_released(self, file: Path, option: str) -> None:
+        chain = linear_layers(read_checkpoint(file, option), option)
+        if chain[0].in_features != self.embed_dim:
+            wanted = chain[0].in_features
+            raise UserError(f"{option}: it takes embeddings of width {wanted}, and clip gives {self.embed_dim}.")
+        self._build([layer.out_features for layer in chain[:-1]], seed=0)
+        own = [module for module in self.mlp.children() if isinstance(module, nn.Linear)]
+        for layer, released in zip(own, chain, strict=True):
+            layer.load_state_dict(released.state_dict())
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         return self.clip.embed_images(images)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,38 +11,68 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from src.errors import UserError
-from src.rewards.base import Comparisons, Images, RewardModel, tower_input
+from src.hub import TOKENIZER, fetch, load_tokenizer
+from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
+from src.rewards.towers import clip_tower
 from src.run_folder import write_json
 
 
 class CLIPReward(RewardModel):
-    """exp(logit scale) * cos(image embedding, text embedding) of a transformers CLIPModel folder."""
+    """exp(logit scale) * cos(image embedding, text embedding) of a transformers CLIPModel.
+
+    PickScore v1 is `yuvalkirstain/PickScore_v1` with the processor of `laion/CLIP-ViT-H-14-laion2B-s32B-b79K`.
+
+    Args:
+        path: folder or hub id of a CLIPModel (config.json, model.safetensors), `revision` of the latter.
+        processor: folder or hub id of its tokenizer and preprocessor_config.json, where that is another one;
+            `processor_revision` of the latter.
+        precision: of the towers; similarities are taken in float32.
+        shared: one copy in memory for all rewards of the same weights and precision; such a one is not to be trained.
+        batch_size: pictures scored at a time.
+    """
 
     mean: Tensor
     std: Tensor
+    fit: Literal["crop", "pad"] = "crop"
 
-    def __init__(self, path: str):
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        processor: str | None = None,
+        processor_revision: str | None = None,
+        precision: Precision = "fp32",
+        shared: bool = False,
+        batch_size: int = 256,
+    ):
         super().__init__()
-        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-            if not (Path(path) / name).exists():
-                raise UserError(f"reward path={path}: no CLIP model there ({name} is missing).")
-        self.clip = CLIPModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
-        self.clip.requires_grad_(False)
-        self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        self.processor: dict = json.loads((Path(path) / "preprocessor_config.json").read_text())
-        self.image_size: int = self.clip.config.vision_config.image_size
-        self.embed_dim = self.clip.config.projection_dim
-        self.register_buffer("mean", torch.tensor(self.processor["image_mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.processor["image_std"]).view(3, 1, 1), persistent=False)
+        own = () if processor else ("preprocessor_config.json",)
+        folder = fetch(path, "reward path", ("config.json", "model.safetensors", *own), TOKENIZER, revision)
+        processed = folder
+        if processor:
+            processed = fetch(
+                processor, "reward processor", ["preprocessor_config.json"], TOKENIZER, processor_revision
+            )
+        self._adopt(
+            clip_tower(folder, f"reward path={path}", precision, shared),
+            load_tokenizer(CLIPTokenizer, processed, "reward processor"),
+            json.loads((processed / "preprocessor_config.json").read_text()),
+            DTYPES[precision],
+        )
+        self.batch_size = batch_size
+
+    def _adopt(self, clip: CLIPModel, tokenizer: CLIPTokenizer, processor: dict, dtype: torch.dtype) -> None:
+        self.clip, self.tokenizer, self.processor, self.tower_dtype = clip, tokenizer, processor, dtype
+        self.image_size: int = clip.config.vision_config.image_size
+        self.embed_dim = clip.config.projection_dim
+        self.register_buffer("mean", torch.tensor(processor["image_mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor["image_std"]).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Unit-length embeddings of the image tower."""
-        features = self.clip.get_image_features(
-            pixel_values=tower_input(images, self.image_size, self.mean, self.std)
-        ).pooler_output
-        return F.normalize(features, dim=-1)
+        pixels = tower_input(images, self.image_size, self.mean, self.std, self.fit)
+        return self._unit(self.clip.get_image_features(pixel_values=pixels.to(self.tower_dtype)).pooler_output)
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit-length embeddings of the text tower; each distinct prompt is embedded once."""
@@ -50,8 +81,13 @@ class CLIPReward(RewardModel):
             length = self.clip.config.text_config.max_position_embeddings
             tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             features = self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
-            self._text_cache.update(zip(new, F.normalize(features, dim=-1), strict=True))
+            self._text_cache.update(zip(new, self._unit(features), strict=True))
         return torch.stack([self._text_cache[prompt] for prompt in prompts])
+
+    def _unit(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        if self.tower_dtype != torch.float32:
+            features = features.float()
+        return F.normalize(features, dim=-1)
 
     def learnable(self) -> list[torch.nn.Parameter]:
         """Both towers and the logit scale, as HPS v2 and PickScore tune them."""
@@ -68,6 +104,9 @@ class CLIPReward(RewardModel):
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", self.processor)
 
+    def similarity(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Cosine of each picture with its prompt."""
+        return (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)
+
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        similarity = (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)
-        return self.clip.logit_scale.exp() * similarity
+        return self.clip.logit_scale.exp() * self.similarity(images, prompts)

@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from src.errors import UserError
+from src.hub import TOKENIZER, fetch
 from src.rewards.base import Images, RewardModel, tower_input
 from src.run_folder import write_json
 
@@ -31,13 +31,11 @@ class ImageTextReward(RewardModel):
 
     mean: Tensor
     std: Tensor
+    max_tokens: int  # of a prompt
 
     def __init__(self, path: str):
         super().__init__()
-        folder = Path(path)
-        for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
-            if not (folder / name).exists():
-                raise UserError(f"reward path={path}: no image-text reward there ({name} is missing).")
+        folder = fetch(path, "reward path", ["config.json", "model.safetensors", "tokenizer_config.json"], TOKENIZER)
         self._build(json.loads((folder / "config.json").read_text()), CLIPTokenizer.from_pretrained(folder))
         self.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
         self.requires_grad_(False).eval()
@@ -49,22 +47,28 @@ class ImageTextReward(RewardModel):
         widths = [self.text.config.hidden_size, *config["head"], 1]
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.head = nn.Sequential(*layers)  # no activation in between, as published
-        self.image_size: int = self.vision.config.image_size
-        self.embed_dim = self.vision.config.hidden_size
-        self.register_buffer("mean", torch.tensor(config["image_mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["image_std"]).view(3, 1, 1), persistent=False)
+        self.max_tokens = self.text.config.max_position_embeddings
+        vision = self.vision.config
+        self._prepare(vision.image_size, vision.hidden_size, config["image_mean"], config["image_std"], torch.float32)
+
+    def _prepare(
+        self, size: int, width: int, mean: Sequence[float], std: Sequence[float], tower_dtype: torch.dtype
+    ) -> None:
+        self.image_size, self.embed_dim, self.tower_dtype = size, width, tower_dtype
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def patches(self, images: Images) -> Float[Tensor, "b patch d"]:
-        return self.vision(pixel_values=tower_input(images, self.image_size, self.mean, self.std)).last_hidden_state
+        pixels = tower_input(images, self.image_size, self.mean, self.std)
+        return self.vision(pixel_values=pixels.to(self.tower_dtype)).last_hidden_state
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Unit-length states of the picture's class token."""
-        return F.normalize(self.patches(images)[:, 0], dim=-1)
+        return F.normalize(self._float(self.patches(images)[:, 0]), dim=-1)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        length = self.text.config.max_position_embeddings
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         ).to(self.device)
         seen = self.text(
             input_ids=tokens.input_ids,
@@ -72,7 +76,10 @@ class ImageTextReward(RewardModel):
             encoder_hidden_states=self.patches(images),
             return_dict=True,
         ).last_hidden_state
-        return self.head(seen[:, 0]).squeeze(-1)
+        return self.head(self._float(seen[:, 0])).squeeze(-1)
+
+    def _float(self, states: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return states if self.tower_dtype == torch.float32 else states.float()
 
     def learnable(self) -> list[nn.Parameter]:
         """All of it."""
