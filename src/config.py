@@ -104,6 +104,7 @@ class Config:
     max_grad_norm: float = 1.0
     lr_factor: float = 1.0
     lr_ramp: int = 0
+    critic_gradient_factor: float = 1.0
     checkpoint_every: int = 10
     pairs: int = 24000
     pictures: int = 8192
@@ -138,6 +139,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             _check_node(OmegaConf.to_container(cfg[first], resolve=True, throw_on_missing=True), first)
         resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
+        if "base_moments" in str(error):
+            raise UserError(
+                f"suite={cfg.suite.name} does not say how the base's pictures score with an ensemble's members: run "
+                f"+experiment=best_of_n_hps suite={cfg.suite.name} pool=8, and give each member's mean and base_sd at "
+                "n = 1 as suite.base_moments.hps={mean: ..., std: ...} and so on."
+            ) from error
         raise UserError(_first_line(error)) from error
     known = [f.name for f in fields(Config)]
     for key in resolved:
@@ -231,8 +238,10 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
 
 
 def _check_type(value: Any, annotation: Any, path: str) -> None:
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or isinstance(value, dict):
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return
+    if any(isinstance(part, dict) for part in (value if isinstance(value, list) else [value])):
+        return  # a component, or several, yet to be built
     if isinstance(value, list) and is_bearable(tuple(value), annotation, conf=BeartypeConf(is_pep484_tower=True)):
         return  # YAML has no tuples
     if not is_bearable(value, annotation, conf=BeartypeConf(is_pep484_tower=True)):

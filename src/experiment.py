@@ -203,6 +203,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         seed=cfg["seed"],
         lr_factor=cfg["lr_factor"],
         lr_ramp=cfg["lr_ramp"],
+        critic_gradient_factor=cfg["critic_gradient_factor"],
     )
     return finetuner, rewards
 

@@ -47,6 +47,7 @@ class RewardFinetuner(LightningModule):
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
+        critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
         neuron_probe: states of the rollout, all timesteps of evenly spread samples, that neurons are measured on.
     """
 
@@ -67,6 +68,7 @@ class RewardFinetuner(LightningModule):
         neuron_probe: int = 1024,
         lr_factor: float = 1.0,
         lr_ramp: int = 0,
+        critic_gradient_factor: float = 1.0,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -86,7 +88,7 @@ class RewardFinetuner(LightningModule):
             neuron_probe,
         )
         self.lora = LoraNeurons(policy, microbatch) if reset.needs_lora else None
-        self.lr_factor, self.lr_ramp = lr_factor, lr_ramp
+        self.lr_factor, self.lr_ramp, self.critic_gradient_factor = lr_factor, lr_ramp, critic_gradient_factor
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
@@ -169,7 +171,7 @@ class RewardFinetuner(LightningModule):
                 ratios.update(j, policy.ratio, policy.clipped)
                 if features is not None:
                     value_loss = self._critic_loss(features[i, j], credit, i, j)
-                    self._backward(value_loss * share)
+                    self._backward(value_loss * share * self.critic_gradient_factor)
                     sums["critic/loss"] += share * value_loss.detach()
             for name, norm in self._optimizer_step().items():
                 norms[name] += norm
@@ -190,7 +192,7 @@ class RewardFinetuner(LightningModule):
         measured = neuron_metrics(scores) if scores else {}
         if not self.reset.due(self.iteration, metrics | measured):
             return measured | ({"reset/share": 0.0} if scores else {})
-        rng = generator_of(self.seed, self.iteration, RESET_STREAM)
+        rng = generator_of(self.seed, self.iteration if self.reset.noise == "fresh" else 0, RESET_STREAM)
         if self.reset.needs_critic and features is not None:
             measured |= self._reset_critic(features, credit, scores[self.reset.score], rng)
         if self.lora is not None:
@@ -211,9 +213,12 @@ class RewardFinetuner(LightningModule):
                 for group in groups:
                     yield group.repeat(t), torch.arange(t).repeat_interleave(len(group))
             else:
-                for slot in range(t):
+                slots = torch.arange(t).repeat(b, 1)
+                if self.algorithm.shuffle_timesteps:
+                    slots = torch.stack([torch.randperm(t, generator=rng) for _ in range(b)])
+                for k in range(t):
                     for group in groups:
-                        yield group, torch.full_like(group, slot)
+                        yield group, slots[group, k]
 
     def _set_learning_rate(self) -> None:
         """A function of the iteration alone, so that a resumed run has it too."""

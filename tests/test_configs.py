@@ -14,7 +14,7 @@ NOT_OPTIONS = (CONF / "debug/tiny.yaml", CONF / "reward_training/comparisons.yam
 GROUPS = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment" and p not in NOT_OPTIONS)
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 NEEDS = {"prompts/file": ["prompts.path=some.txt"], "prompts/parquet": ["prompts.path=some.parquet"]}
-EXTRA = ("reward_training", "preset")  # groups that are not in the defaults
+EXTRA = ("reward_training", "preset", "ensemble")  # groups that are not in the defaults
 SUITES = ("sd14", "sd14_single_gpu", "sd15")
 
 
@@ -23,8 +23,8 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 29
-    assert len(EXPERIMENTS) == 8
+    assert len(GROUPS) == 30
+    assert len(EXPERIMENTS) == 20
     assert (
         len(list((ROOT / "conf").rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + 3
     )  # config, debug/tiny, comparisons
@@ -53,6 +53,10 @@ def test_every_experiment_at_the_papers_scale(path, suite):
     cfg = composed(f"+experiment={path.stem}", f"suite={suite}")
     if cfg.task.value == "train_reward":
         with pytest.raises(UserError, match="choose suite=mini"):
+            check(cfg)
+        return
+    if cfg.train_reward == "ensemble":
+        with pytest.raises(UserError, match="pool=8, and give each member's mean"):
             check(cfg)
         return
     resolved = check(cfg)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from src.critic.base import Head
 from src.critic.image_tower import ImageTowerCritic
 from src.critic.latent import LatentCritic
+from src.errors import UserError
 from src.policy import ddim
 from src.rewards.clip import CLIPReward
 from tests.conftest import ROOT
@@ -73,3 +75,15 @@ def test_a_step_in_between_goes_by_the_state_before_it(policy, rollout, reward):
     every = ImageTowerCritic(reward, policy, [8], timestep_input=False).features(rollout)
     second = ImageTowerCritic(reward, policy, [8], timestep_input=False, stride=2).features(rollout)
     torch.testing.assert_close(second, every[:, [0, 0, 2, 2]])
+
+
+def test_dropout_has_one_rate_or_one_a_layer():
+    assert [d.p for d in Head(4, [8, 8], dropout=0.2).dropouts] == [0.2, 0.2]
+    assert [d.p for d in Head(4, [8, 8], dropout=[0.5, 0.0]).dropouts] == [0.5, 0.0]
+    with pytest.raises(UserError, match="one for each"):
+        Head(4, [8, 8], dropout=[0.1])
+
+
+def test_features_keep_unit_length_on_request(policy, rollout, reward):
+    bare = ImageTowerCritic(reward, policy, [8], timestep_input=False, scale_features=False).features(rollout)
+    torch.testing.assert_close(bare.norm(dim=-1), torch.ones(3, STEPS))

@@ -115,6 +115,30 @@ def test_the_reward_rises(algorithm):
     assert (redness() - before).mean() > 0.3 * before.std()
 
 
+def test_shuffled_timesteps_still_see_every_row_once():
+    shuffled = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8, shuffle_timesteps=True))
+    updates = list(shuffled._updates(32, STEPS))
+    pairs = [pair for i, j in updates for pair in zip(i.tolist(), j.tolist(), strict=True)]
+    assert sorted(pairs) == [(i, j) for i in range(32) for j in range(STEPS)] and len(updates) == 4 * STEPS
+    assert any(len(set(j.tolist())) > 1 for _, j in updates)
+
+
+def test_a_group_takes_one_of_each_run_of_neighbours():
+    """So that every update sees all prompts, and as many samples of every rank."""
+    groups = [i for i, _ in build(DDPO(1e-4, 5.0, samples_per_update=8))._updates(32, 1)]
+    assert all((group // 4).tolist() == list(range(8)) for group in groups)
+    assert not torch.equal(groups[0], torch.arange(0, 32, 4))
+
+
+def test_the_critics_gradient_factor_multiplies_its_gradients_alone():
+    keys, once = ("policy/grad_norm", "critic/grad_norm"), TDPO(1e-4, 10.0, 5.0, schedule="trajectory")
+    plain, scaled = (
+        fit(build(once, new_critic(), critic_gradient_factor=factor), iterations=1, samples=4)[0]
+        for factor in (1.0, 0.25)
+    )
+    assert [scaled[key] for key in keys] == pytest.approx([plain[keys[0]], plain[keys[1]] / 4])
+
+
 def test_the_learning_rate_goes_linearly_to_its_factor():
     finetuner = build(DDPO(1e-4, 5.0), lr=0.2, lr_factor=3.0, lr_ramp=2)
     seen = []

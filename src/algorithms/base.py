@@ -22,6 +22,8 @@ class Algorithm:
         samples_per_update: samples behind one optimizer step; null for all of the iteration.
         inner_epochs: passes over a rollout.
         timestep_fraction: share of the denoising steps that are trained, the noisiest first; the rest are only sampled.
+        shuffle_timesteps: an update of schedule `timestep` sees another timestep of each of its samples, as in the
+            authors' code, and not one and the same.
         timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
             grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the picture.
             `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO, 2508.04324).
@@ -36,12 +38,13 @@ class Algorithm:
         inner_epochs: int,
         timestep_weighting: Literal["uniform", "variance"],
         timestep_fraction: float,
+        shuffle_timesteps: bool = False,
     ):
         if inner_epochs < 1:
             raise UserError(f"algorithm.inner_epochs={inner_epochs} must be at least 1.")
         if not 0 < timestep_fraction <= 1:
             raise UserError(f"algorithm.timestep_fraction={timestep_fraction} lies outside 0 (exclusive) to 1.")
-        self.timestep_fraction = timestep_fraction
+        self.timestep_fraction, self.shuffle_timesteps = timestep_fraction, shuffle_timesteps
         self.schedule, self.samples_per_update, self.inner_epochs = schedule, samples_per_update, inner_epochs
         self.timestep_weighting = timestep_weighting
 

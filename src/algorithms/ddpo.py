@@ -25,8 +25,11 @@ class DDPO(Algorithm):
         inner_epochs: int = 1,
         timestep_weighting: Literal["uniform", "variance"] = "uniform",
         timestep_fraction: float = 1.0,
+        shuffle_timesteps: bool = False,
     ):
-        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction)
+        super().__init__(
+            schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction, shuffle_timesteps
+        )
         self.clip_range, self.advantage_clip = clip_range, advantage_clip
 
     def credit(

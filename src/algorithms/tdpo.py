@@ -6,7 +6,8 @@ clipped regression step on G_t beside it. TDPO-R is TDPO with `reset=active`.
 
 Where the authors' code and this file differ: A_t is standardised within each timestep, so that a critic that is
 better late than early does not scale the steps against each other (theirs: over everything; `normalise_over=all`),
-and clipped; an update sees one and the same timestep of all its samples (theirs are shuffled per sample first).
+and clipped; an update sees one and the same timestep of all its samples (theirs are shuffled per sample first,
+`shuffle_timesteps`).
 """
 
 from typing import Literal
@@ -35,8 +36,11 @@ class TDPO(Algorithm):
         inner_epochs: int = 1,
         timestep_weighting: Literal["uniform", "variance"] = "uniform",
         timestep_fraction: float = 1.0,
+        shuffle_timesteps: bool = False,
     ):
-        super().__init__(schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction)
+        super().__init__(
+            schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction, shuffle_timesteps
+        )
         self.clip_range, self.value_clip_range, self.advantage_clip = clip_range, value_clip_range, advantage_clip
         self.normalise_over = normalise_over
 

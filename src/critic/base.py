@@ -22,14 +22,21 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, hidden: list[int], dropout: float = 0.0, activation: Literal["relu", "none"] = "relu"
+        self,
+        inputs: int,
+        hidden: list[int],
+        dropout: float | list[float] = 0.0,
+        activation: Literal["relu", "none"] = "relu",
     ):
         super().__init__()
         if not hidden or min(hidden) < 1:
             raise UserError(f"critic.hidden={hidden} must name at least one layer, each at least 1 wide.")
         widths = [inputs, *hidden, 1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.dropout = nn.Dropout(dropout)
+        rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
+        if len(rates) != len(hidden):
+            raise UserError(f"critic.dropout={dropout} must be one rate, or one for each of critic.hidden={hidden}.")
+        self.dropouts = nn.ModuleList(nn.Dropout(rate) for rate in rates)
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
         with torch.no_grad():
             for layer in self.layers:
@@ -37,8 +44,8 @@ class Head(nn.Module):
                 layer.bias.zero_()  # type: ignore[union-attr,operator]
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        for layer in self.layers[:-1]:
-            x = self.dropout(self.activation(layer(x)))
+        for layer, dropout in zip(self.layers[:-1], self.dropouts, strict=True):
+            x = dropout(self.activation(layer(x)))
         return self.layers[-1](x).squeeze(-1)
 
     def gradients(self, x: Float[Tensor, "n d"], target: Float[Tensor, " n"]) -> list[Float[Tensor, "n _"]]:
@@ -85,7 +92,7 @@ class Critic(LightningModule):
         self,
         feature_dim: int,
         hidden: list[int],
-        dropout: float,
+        dropout: float | list[float],
         activation: Literal["relu", "none"],
         timestep_input: bool,
         prompt_input: bool = False,

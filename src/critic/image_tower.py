@@ -20,6 +20,7 @@ class ImageTowerCritic(Critic):
         batch_size: states decoded and embedded at a time.
         precision: `bf16` decodes and embeds in bfloat16 (the head stays in float32): half the time where the processor
             has such instructions.
+        scale_features: brings unit-length embeddings to components of about unit variance.
         stride: states of every stride-th step are embedded; a step in between goes by the state before it, which it
             knows too, so that V stays a function of the past alone and a valid baseline.
     """
@@ -29,7 +30,7 @@ class ImageTowerCritic(Critic):
         reward: RewardModel,
         policy: DiffusionPolicy,
         hidden: list[int],
-        dropout: float = 0.0,
+        dropout: float | list[float] = 0.0,
         activation: Literal["relu", "none"] = "relu",
         timestep_input: bool = True,
         prompt_input: bool = False,
@@ -37,14 +38,15 @@ class ImageTowerCritic(Critic):
         batch_size: int = 64,
         precision: Literal["fp32", "bf16"] = "fp32",
         stride: int = 1,
+        scale_features: bool = True,
     ):
         if stride < 1:
             raise UserError(f"critic.stride={stride} must be at least 1.")
         super().__init__(reward.embed_dim, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
-        self._embed_dim = reward.embed_dim
         self.precision, self.stride = precision, stride
+        self.scale = reward.embed_dim**0.5 if scale_features else 1.0
 
     @torch.no_grad()
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
@@ -55,5 +57,5 @@ class ImageTowerCritic(Critic):
             starts = range(0, len(flat), self.batch_size)
             parts = [self._embed(self._decode(flat[i : i + self.batch_size])) for i in starts]
         # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
-        embedded = torch.cat(parts).float().unflatten(0, states.shape[:2]) * self._embed_dim**0.5
+        embedded = torch.cat(parts).float().unflatten(0, states.shape[:2]) * self.scale
         return self.in_context(embedded.repeat_interleave(self.stride, 1)[:, :num_steps], rollout)

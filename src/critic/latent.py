@@ -21,7 +21,7 @@ class LatentCritic(Critic):
         reward: RewardModel,
         policy: DiffusionPolicy,
         hidden: list[int],
-        dropout: float = 0.0,
+        dropout: float | list[float] = 0.0,
         activation: Literal["relu", "none"] = "relu",
         timestep_input: bool = True,
         prompt_input: bool = False,

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
 from src.best_of_n import curve, score_pool
 from src.callbacks.gallery import picture_grid
+from src.metrics.intervals import spread_within
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, load_emoji, to_float
 from src.mini.evaluate import WEIGHTS, sample
@@ -53,6 +54,17 @@ def ladder(gold: GoldAnnotator, data_dir: Path, target: Path, pictures: int = 30
     axis.legend(fontsize=7, ncols=2)
     figure.savefig(target, dpi=110)
     return rows
+
+
+def base_moments(rewards: dict[str, RewardModel]) -> dict[str, dict[str, float]]:
+    """Mean over, and sd within, prompts of sixteen base samples each; what ensembles standardise their members by."""
+    prompts = list(SIMPLE_ANIMALS) * 16
+    images = sample(WEIGHTS / "base", prompts, steps=10, guidance=1.0)
+    scores = {name: reward.score(images, prompts) for name, reward in rewards.items()}
+    return {
+        name: {"mean": round(values.mean().item(), 3), "std": round(float(spread_within(values.numpy(), prompts)), 3)}
+        for name, values in scores.items()
+    }
 
 
 def sorted_grid(gold: GoldAnnotator, target: Path) -> dict[str, float]:
@@ -118,6 +130,7 @@ def main() -> None:
         judges["gold, other version"] = GoldAnnotator(args.other_gold)
     figures = {
         "ladder": ladder(gold, args.data_dir, folder / "gold_ladder.png"),
+        "base_moments": base_moments(rewards),
         "base_samples": sorted_grid(gold, folder / "gold_sorted.png"),
         "best_of_n": best_of_n_curves(cfg, rewards, gold, folder / "best_of_n.png"),
         "agreement": agreement(judges, cfg.num_steps, "data/preferences"),

@@ -22,6 +22,7 @@ class Reset:
         score: what activity is: `activation` (ReDo, Sokar et al. 2023) or `gradient` (GraMa, arXiv 2505.24061).
         trigger: a metric of the iteration, such as neurons/dormant_0.1; then a reset falls due, at the iterations that
             `every` names, only where the metric is above (`side`) or below its `level`.
+        noise: every reset draws weights of its own, or (`same`, as in the authors' code) all draw the same ones.
         where: the `critic`'s hidden neurons, the ranks of the `policy`'s LoRA (by activation alone), or `both`.
     """
 
@@ -39,6 +40,7 @@ class Reset:
         level: float = 0.0,
         side: Literal["above", "below"] = "above",
         where: Literal["critic", "policy", "both"] = "critic",
+        noise: Literal["fresh", "same"] = "fresh",
     ):
         if not 0 <= ratio <= 1:
             raise UserError(f"reset.ratio={ratio} lies outside [0, 1]; it is the share of neurons to reset.")
@@ -53,7 +55,7 @@ class Reset:
             raise UserError(
                 f"reset.where={where}: LoRA's ranks are scored by activation; choose reset.score=activation."
             )
-        self.trigger, self.level, self.side, self.where = trigger, level, side, where
+        self.trigger, self.level, self.side, self.where, self.noise = trigger, level, side, where, noise
         self.reinit = Reinit(outgoing, step_counter)
 
     @property
