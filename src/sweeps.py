@@ -72,14 +72,14 @@ class Sweep(Callback):
             config.hydra.overrides.hydra += [
                 f"hydra.sweep.dir='{quoted}'",
                 f"hydra.callbacks.sweep.token='{token}'",
-                f"hydra.callbacks.sweep.swept=[{','.join(swept_keys(config))}]",
+                f"hydra.callbacks.sweep.swept={swept_keys(config)}",
             ]
 
 
 def _check_installed(choices: Any) -> None:
     for group in ("hydra/launcher", "hydra/sweeper"):
-        module, extra = NEEDS.get(choices.get(group), ("src", ""))
-        if importlib.util.find_spec(module) is None:
+        module, extra = NEEDS.get(choices.get(group), (None, ""))
+        if module and importlib.util.find_spec(module) is None:
             needed = f'{group}={choices[group]} needs packages that are not installed: pip install -e ".[{extra}]"'
             print(f"error: {needed}", file=sys.stderr)
             sys.exit(2)  # Hydra makes a warning of any other exception in a callback
@@ -105,9 +105,13 @@ def begun() -> bool:
 
 def group_and_tags() -> tuple[str, list[str]]:
     """What W&B finds a job by: the sweep's name, and the job's values of what is swept."""
+    return Path(HydraConfig.get().sweep.dir).name, [tag[:MAX_TAG] for tag in swept_values()]
+
+
+def swept_values() -> list[str]:
+    """The job's overrides that are not the same in all jobs."""
     hydra = HydraConfig.get()
-    swept = [_plain(o) for o in hydra.overrides.task if _key(o) in hydra.callbacks.sweep.swept]
-    return Path(hydra.sweep.dir).name, [tag[:MAX_TAG] for tag in sorted(swept)]
+    return sorted(_plain(o) for o in hydra.overrides.task if _key(o) in hydra.callbacks.sweep.swept)
 
 
 def job_name(overrides: list[str], swept: list[str]) -> str:
@@ -138,7 +142,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
     name = job_name(overrides, list(hydra.callbacks.sweep.swept))
     folder, status = root / name, root / "jobs" / f"{name}.json"
-    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "overrides": overrides}
+    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
     status.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _alone(root / "jobs" / f"{name}.lock"):
@@ -259,7 +263,8 @@ def _sum_up(root: Path, token: str) -> bool:
         table.add_column(column, justify="left" if column in ("job", "outcome") else "right", overflow="fold")
     for job in jobs:
         row = gains[job["job"]]
-        table.add_row(job["job"], job["state"], *(f"{row[name]:+.2f}" if name in row else "-" for name in rewards))
+        label = ", ".join(job["swept"]) or job["job"]
+        table.add_row(label, job["state"], *(f"{row[name]:+.2f}" if name in row else "-" for name in rewards))
     console = Console()
     (console if console.is_terminal else Console(width=110)).print(table)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]

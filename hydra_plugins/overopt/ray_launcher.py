@@ -1,4 +1,4 @@
-"""Jobs on Ray. Hydra's own Ray launcher needs boto3 and a Ray full of cloud clients, for clusters it rents by itself."""
+"""Jobs on Ray. Hydra's own Ray launcher brings boto3 and more, for the clusters that it rents by itself."""
 
 import os
 from collections.abc import Sequence
@@ -36,11 +36,15 @@ class RayLauncher(Launcher):
         import ray  # seconds; only where it is used
 
         setup_globals()
-        local = {} if self.init.get("address") else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        local = (
+            {} if self.init.get("address") else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        )
         if not ray.is_initialized():
             ray.init(**local | self.init)
         run = ray.remote(**self.remote)(_run)
-        shared = [ray.put(part) for part in (self.hydra_context, self.task_function, self.config, Singleton.get_state())]
+        shared = [
+            ray.put(part) for part in (self.hydra_context, self.task_function, self.config, Singleton.get_state())
+        ]
         jobs = [
             run.remote(str(Path.cwd()), list(overrides), initial_job_idx + k, *shared)
             for k, overrides in enumerate(job_overrides)
