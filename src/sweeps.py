@@ -161,12 +161,16 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Keeps a second call of the command away from a job; the lock dies with its process."""
+    """Waits for whoever runs the same job: another call of the command, or a search that proposed it twice.
+
+    The lock dies with its process.
+    """
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{lock.stem} is being run by another process; let it end.") from error
+        except BlockingIOError:
+            print(f"waiting for another process that runs {lock.stem}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
