@@ -21,9 +21,10 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
-	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py src/hub.py
+	$(BIN)/ruff check src tests hydra_plugins
+	$(BIN)/ruff format --check src tests hydra_plugins
+	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py \
+	  src/hub.py src/ranks.py
 
 mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"

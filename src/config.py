@@ -7,6 +7,7 @@ of what its `_target_` names; both before anything is loaded.
 import difflib
 import enum
 import inspect
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -111,11 +112,13 @@ class Config:
     pool: int = 256
     seed: int = 0
     threads: int | None = None
+    objective: str | None = None
     run_dir: str | None = None
     resume: str | None = None
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("names", lambda group: ",".join(group), replace=True)  # to sweep over a group's keys
 
 
 def default_values() -> dict[str, Any]:
@@ -206,6 +209,11 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     if cfg["train_reward"] not in cfg["suite"]["rewards"]:
         known = ", ".join(cfg["suite"]["rewards"])
         raise UserError(f"train_reward={cfg['train_reward']} is not a reward of suite={cfg['suite']['name']}: {known}.")
+    if cfg["objective"]:
+        measured = [*cfg["suite"]["rewards"], *(cfg["suite"]["judges"] or {})]
+        if not re.fullmatch(rf"(eval|held_out)/({'|'.join(map(re.escape, measured))})/\w+", cfg["objective"]):
+            example = f"held_out/{measured[-1]}/gain"
+            raise UserError(f"objective={cfg['objective']} is no figure of an evaluation, such as {example}.")
 
 
 def _check_node(node: Any, path: str) -> None:

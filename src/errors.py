@@ -1,5 +1,12 @@
 """The errors a user can mend: shown as one sentence, exit code 2, never as a traceback."""
 
+import errno
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where, and how to mend it."""
@@ -7,3 +14,25 @@ class UserError(Exception):
 
 class TrainingError(Exception):
     """A run that had to stop, such as a NaN; the message names the culprit. Exit code 1."""
+
+
+MENDABLE = (
+    UserError,
+    ValueError,
+    OSError,
+)  # what a component says of an option it cannot take, or a file it cannot read
+
+
+def sentence_of(error: BaseException) -> tuple[str, int] | None:
+    """What the user is told of an error, and the exit code; None for a bug, which needs its traceback."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error}; free some space, then resume=last goes on from the last checkpoint.", 2
+    if not isinstance(error, UserError | TrainingError | HydraException | OmegaConfBaseException):
+        return None
+    told: BaseException = error
+    if isinstance(error, InstantiationException):
+        told = error.__cause__ or error  # what the component's constructor said; Hydra only wraps it
+        if not isinstance(told, MENDABLE):
+            return None
+    lines = [line.strip() for line in str(told).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(told).__name__, 1 if isinstance(told, TrainingError) else 2

@@ -38,6 +38,7 @@ from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.run_folder import find_run, new_run_dir, open_run_dir, stored_config, versions, write_json
 from src.seeding import seed_of
+from src.sweeps import group_and_tags, in_sweep
 
 FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
 CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other draws
@@ -102,7 +103,8 @@ def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], P
 def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
     """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
     folder = find_run(os.environ.get(FOLDER_TOLD, composed.resume))
-    cfg = check(DictConfig(stored_config(folder, list(HydraConfig.get().overrides.task))))
+    overrides = [] if in_sweep() else list(HydraConfig.get().overrides.task)  # a sweep has compared the whole
+    cfg = check(DictConfig(stored_config(folder, overrides)))
     if cfg["task"] != "finetune":
         raise UserError(f"resume={folder}: no fine-tuning run, but one of minutes ({cfg['task']}): start it anew.")
     set_threads(cfg)
@@ -212,8 +214,9 @@ def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
     """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes."""
     if rank_zero_only.rank != 0:
         return []
-    tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"]]
-    tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=cfg["name"], tags=tags, config=cfg)
+    group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
+    tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *swept]
+    tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=group, tags=tags, config=cfg)
     return [JsonlLogger(folder / "metrics.jsonl"), tracker]
 
 

@@ -1,9 +1,9 @@
 """Runs an experiment: compose -> check -> seed -> build -> fit -> summary.
 
 `python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input.
+Several at once (`-m`, or `+sweeps=NAME`) are the business of src/sweeps.py.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -12,60 +12,50 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 import src.config  # noqa: F401  (registers the schema)
-from src.errors import TrainingError, UserError
-
-MENDABLE = (
-    UserError,
-    ValueError,
-    OSError,
-)  # what a component says of an option it cannot take, or a file it cannot read
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from src import sweeps
+from src.errors import sentence_of
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
-def main(cfg: DictConfig) -> dict:
-    with _one_sentence(enabled=HydraConfig.get().mode == RunMode.RUN):
-        if cfg.task.value == "train_reward":  # torch and its friends; not needed to print help
-            from src.reward_training import run_reward_training
+def main(cfg: DictConfig) -> float | None:
+    if sweeps.in_sweep():
+        return sweeps.run_job(cfg, run)
+    with _one_sentence():
+        run(cfg)
+    return None
 
-            return run_reward_training(cfg)
-        if cfg.task.value == "best_of_n":
-            from src.best_of_n import run_best_of_n
 
-            return run_best_of_n(cfg)
-        from src.experiment import run_experiment
+def run(cfg: DictConfig) -> dict:
+    if cfg.task.value == "train_reward":  # torch and its friends; not needed to print help
+        from src.reward_training import run_reward_training
 
-        return run_experiment(cfg)
+        return run_reward_training(cfg)
+    if cfg.task.value == "best_of_n":
+        from src.best_of_n import run_best_of_n
+
+        return run_best_of_n(cfg)
+    from src.experiment import run_experiment
+
+    return run_experiment(cfg)
 
 
 @contextmanager
-def _one_sentence(enabled: bool = True) -> Iterator[None]:
-    """Turns the errors a user can mend into one sentence and an exit code. A sweep wants them as they are."""
+def _one_sentence() -> Iterator[None]:
+    """Turns the errors a user can mend into one sentence and an exit code."""
     try:
         yield
-    except (UserError, TrainingError, HydraException, OmegaConfBaseException) as error:
-        told: BaseException = error
-        if isinstance(error, InstantiationException) and error.__cause__ is not None:
-            told = error.__cause__  # what the component's constructor said; Hydra only wraps it
-        if not enabled or (isinstance(error, InstantiationException) and not isinstance(told, MENDABLE)):
+    except Exception as error:
+        told = sentence_of(error)
+        if told is None:
             raise
-        lines = [line.strip() for line in str(told).splitlines() if line.strip()]
-        print(f"error: {' '.join(lines[:2]) or type(told).__name__}", file=sys.stderr)
-        sys.exit(1 if isinstance(told, TrainingError) else 2)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        print(f"error: {error}; free some space, then resume=last goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {told[0]}", file=sys.stderr)
+        sys.exit(told[1])
     except KeyboardInterrupt:
-        print("stopped; resume=last goes on from the last checkpoint.", file=sys.stderr)
+        again = "the same command" if sweeps.begun() else "resume=last"
+        print(f"stopped; {again} goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(1)
 
 
@@ -73,7 +63,7 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
-    with _one_sentence():
+    with _one_sentence(), sweeps.summed_up():
         main()
 
 

@@ -1,9 +1,15 @@
 """Every YAML composes, resolves, and passes the checks; misspelt or mistyped keys do not."""
 
+import re
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
 from src.config import check
 from src.errors import UserError
@@ -13,6 +19,8 @@ CONF = ROOT / "conf"
 NOT_OPTIONS = (CONF / "debug/tiny.yaml", CONF / "reward_training/comparisons.yaml")
 GROUPS = sorted(p for p in CONF.glob("*/*.yaml") if p.parent.name != "experiment" and p not in NOT_OPTIONS)
 EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+PLUGINS = sorted((CONF / "hydra").glob("*/*.yaml"))
 NEEDS = {"prompts/file": ["prompts.path=some.txt"], "prompts/parquet": ["prompts.path=some.parquet"]}
 EXTRA = ("reward_training", "preset", "ensemble")  # groups that are not in the defaults
 SUITES = ("sd14", "sd14_single_gpu", "sd15")
@@ -25,9 +33,10 @@ def name_of(path: Path) -> str:
 def test_all_files_are_found():
     assert len(GROUPS) == 30
     assert len(EXPERIMENTS) == 20
-    assert (
-        len(list((ROOT / "conf").rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + 3
-    )  # config, debug/tiny, comparisons
+    assert len(SWEEPS) == 6
+    assert len(PLUGINS) == 5
+    others = 3  # config, debug/tiny, comparisons
+    assert len(list(CONF.rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + len(PLUGINS) + others
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=name_of)
@@ -88,6 +97,40 @@ def test_the_official_preset_makes_the_authors_choices(experiment):
     assert (algorithm["normalise_over"], algorithm["samples_per_update"]) == ("all", 128)
     kept = check(composed(f"+experiment={experiment}", "suite=sd14", "+preset=official", "critic.activation=relu"))
     assert kept["critic"]["activation"] == "relu"
+
+
+def with_hydra(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_job_of_every_sweep(path):
+    command = re.search(
+        rf"# Command: +python -m src.run (\+experiment=\w+) (\+sweeps={path.stem})$", path.read_text(), re.M
+    )
+    master = with_hydra(*command.groups())
+    params = OmegaConf.to_container(master.hydra.sweeper, resolve=True)["params"]
+    told = {"reset_ratio": 12, "reset_strategy": 15, "reset_period": 12, "method_2x2": 12, "best_ratio": 1}
+    count = told.get(path.stem, 3 * len(master.suite.rewards))
+    given = [f"{key}={value}".replace("interval(0.05, 1.0)", "0.05") for key, value in params.items()]
+    jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)[0]
+    assert len(jobs) == count and master.hydra.mode.name == "MULTIRUN" and "# Question:" in path.read_text()
+    if path.stem not in ("reward_matrix", "best_ratio"):
+        assert f"# Runs:     {count} (" in path.read_text()
+    configs = [check(composed(*command.groups(), *job)) for job in jobs if "seed=0" in job]
+    assert len({str(config) for config in configs}) == len(configs) > 0
+    for config, job in zip(configs, [job for job in jobs if "seed=0" in job], strict=True):
+        chosen = dict(override.split("=") for override in job)
+        assert config["reset"]["_target_"].split(".")[2] == chosen.get("reset", "active")
+        assert config["algorithm"]["_target_"].split(".")[2] == chosen.get("algorithm", "tdpo")
+        assert config["algorithm"]["schedule"] == chosen.get("algorithm.schedule", "timestep")
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=name_of)
+def test_every_launcher_and_sweeper(path):
+    node = with_hydra(f"hydra/{path.parent.name}={path.stem}").hydra[path.parent.name]
+    assert node._target_.startswith("hydra_plugins.") and get_object(node._target_)
 
 
 @pytest.mark.parametrize("override", ["iteratoins=3", "reset.ration=0.1", "+algoritm=tdpo"])

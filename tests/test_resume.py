@@ -47,7 +47,7 @@ def timeless(folder: Path) -> list[dict]:
 def kill_at(folder: Path, moment: str, overrides: list[str]) -> None:
     """Starts a run and kills it when a file of its folder appears, or when its metrics hold so many rows."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "src.run", *overrides, f"run_dir={folder}"],
+        [sys.executable, "-m", "src.run", *overrides],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -71,7 +71,7 @@ def _lines(folder: Path) -> list[str]:
 @pytest.mark.parametrize("moment", ["best.partial", "checkpoints/last.partial", "row 6"])
 def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     folder = tmp_path / "killed"
-    kill_at(folder, moment, LONGER)
+    kill_at(folder, moment, [*LONGER, f"run_dir={folder}"])
     assert (folder / "checkpoints/last.ckpt").exists() or not moment.startswith("row")
     resumed = run_command(f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]

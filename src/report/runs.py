@@ -11,7 +11,15 @@ from omegaconf import OmegaConf
 from src.errors import UserError
 
 Row = dict[str, Any]
-IGNORED = ("run_dir", "resume", "threads", "logger", "name", "checkpoint_every")  # say nothing about the experiment
+IGNORED = (
+    "run_dir",
+    "resume",
+    "threads",
+    "logger",
+    "name",
+    "checkpoint_every",
+    "objective",
+)  # say nothing about the experiment
 
 
 @dataclass

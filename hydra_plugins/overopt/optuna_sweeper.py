@@ -1,0 +1,95 @@
+"""Optuna's search. Hydra's own Optuna sweeper stops at Optuna 2, of 2022."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+
+class OptunaSweeper(Sweeper):
+    """Searches for the values of what is swept that make the jobs' return value best.
+
+    Args:
+        n_jobs: trials that are asked for, and launched, at a time.
+        seed: of the sampler; the same command proposes the same trials as long as they return the same.
+        params: key -> value or sweep in Hydra's syntax; the command line's win.
+    """
+
+    def __init__(self, n_trials: int, n_jobs: int, direction: str, seed: int, params: DictConfig | None):
+        self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
+        self.params: Any = OmegaConf.to_container(params, resolve=True) if params is not None else {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        import optuna  # seconds; only where it is used
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        given = {key: f"{key}={value}" for key, value in self.params.items()}
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parsed = {o.get_key_element(): o for o in parser.parse_overrides([*given.values(), *arguments])}
+        space = {key: distribution_of(o) for key, o in parsed.items() if o.is_sweep_override()}
+        fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in parsed.items() if key not in space]
+        sampler = optuna.samplers.TPESampler(seed=self.seed)
+        study = optuna.create_study(sampler=sampler, direction=self.direction)
+        for first in range(0, self.n_trials, self.n_jobs):
+            self._batch(study, space, fixed, first, min(self.n_jobs, self.n_trials - first))
+        self._tell_best(study)
+
+    def _batch(
+        self, study: "Study", space: dict[str, "BaseDistribution"], fixed: Sequence[str], first: int, size: int
+    ) -> None:
+        from optuna.trial import TrialState
+
+        trials = [study.ask(space) for _ in range(size)]
+        jobs = [[*fixed, *(f"{key}={written(value)}" for key, value in trial.params.items())] for trial in trials]
+        for trial, job in zip(trials, self.launcher.launch(jobs, initial_job_idx=first), strict=True):
+            value = float(job.return_value)
+            if math.isnan(value):
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, value)
+
+    def _tell_best(self, study: "Study") -> None:
+        finished = [trial for trial in study.trials if trial.values]
+        if not finished:
+            return
+        best = study.best_trial
+        found = {"params": {key: written(value) for key, value in best.params.items()}, "value": best.value}
+        OmegaConf.save(OmegaConf.create(found), Path(self.config.hydra.sweep.dir) / "best.yaml")
+        chosen = " ".join(f"{key}={value}" for key, value in found["params"].items())
+        print(f"best of {len(finished)} trials: {chosen} ({best.value:+.3f})")
+
+
+def distribution_of(override: Override) -> "BaseDistribution":
+    """What Optuna draws from, of a sweep in Hydra's syntax."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        kind: Any = IntDistribution if whole else FloatDistribution
+        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+    if isinstance(sweep, RangeSweep) and all(isinstance(end, int) for end in (sweep.start, sweep.stop, sweep.step)):
+        return IntDistribution(sweep.start, sweep.stop - 1, step=sweep.step)
+    return CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
+
+
+def written(value: Any) -> str:
+    """A value as an override; six digits say enough of a float."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,288 @@
+"""Sweeps: every job has a folder of its own name, so that the same command skips, resumes, or runs what is missing.
+
+    multirun/tdpo_r_hps_reset_ratio/
+      reset.ratio=0.1,seed=0/ ...     run folders as of single runs
+      jobs/reset.ratio=0.1,seed=0.*   how each job went last: .json; .traceback.txt of a bug
+      report.html                     of all of them
+
+Jobs may run in other processes or on other machines, so what becomes of a sweep is judged by what lies on disk.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console
+from rich.table import Table
+
+from src.config import check, default_values
+from src.errors import UserError, sentence_of
+from src.report.runs import IGNORED, find_runs, flat
+from src.run_folder import write_json, write_text
+
+NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
+    "optuna": ("optuna", "sweeps"),
+    "ray": ("ray", "ray"),
+}
+MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of W&B
+STARTED = {"versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
+# our presets have the names of the plugins' own options, and Hydra would rather that they had not
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
+_begun: dict[str, str] = {}  # the sweep of this process, if it started one: its folder, and a token of this call
+
+
+class Sweep(Callback):
+    """Hydra's hook into a multirun; tells all its jobs, wherever they run, what they have in common.
+
+    Args:
+        token: of one call of the command; the jobs that answer to it are those of this call.
+        swept: the keys that differ between the jobs.
+    """
+
+    def __init__(self, token: str, swept: list[str]):
+        self.token, self.swept = token, swept
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_installed(config.hydra.runtime.choices)
+        folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
+        _begun.update(folder=folder, token=token)
+        quoted = folder.replace("'", r"\'")
+        with read_write(config), open_dict(config):  # jobs are composed anew, from these and from their own overrides
+            config.hydra.overrides.hydra += [
+                f"hydra.sweep.dir='{quoted}'",
+                f"hydra.callbacks.sweep.token='{token}'",
+                f"hydra.callbacks.sweep.swept={swept_keys(config)}",
+            ]
+
+
+def _check_installed(choices: Any) -> None:
+    for group in ("hydra/launcher", "hydra/sweeper"):
+        module, extra = NEEDS.get(choices.get(group), (None, ""))
+        if module and importlib.util.find_spec(module) is None:
+            needed = f'{group}={choices[group]} needs packages that are not installed: pip install -e ".[{extra}]"'
+            print(f"error: {needed}", file=sys.stderr)
+            sys.exit(2)  # Hydra makes a warning of any other exception in a callback
+
+
+def swept_keys(config: DictConfig) -> list[str]:
+    """The keys that the command line or the sweeper's `params` give several values."""
+    params = OmegaConf.to_container(config.hydra.sweeper, resolve=True).get("params") or {}
+    given = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
+    parsed = OverridesParser.create().parse_overrides(given)
+    return sorted({override.key_or_group for override in parsed if override.is_sweep_override()})
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def begun() -> bool:
+    """Whether this process started a sweep."""
+    return bool(_begun)
+
+
+def group_and_tags() -> tuple[str, list[str]]:
+    """What W&B finds a job by: the sweep's name, and the job's values of what is swept."""
+    return Path(HydraConfig.get().sweep.dir).name, [tag[:MAX_TAG] for tag in swept_values()]
+
+
+def swept_values() -> list[str]:
+    """The job's overrides that are not the same in all jobs."""
+    hydra = HydraConfig.get()
+    return sorted(_plain(o) for o in hydra.overrides.task if _key(o) in hydra.callbacks.sweep.swept)
+
+
+def job_name(overrides: list[str], swept: list[str]) -> str:
+    """The job's overrides as the name of a folder, less those that make no other run of it.
+
+    Different overrides have different names, whatever characters they hold.
+    """
+    silent = {*IGNORED, "sweeps", *({"experiment"} - set(swept))}  # the last two name the sweep's folder
+    named = sorted(_plain(o) for o in overrides if _key(o).split(".")[0] not in silent)
+    name = ",".join(named) or "default"
+    safe = re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)
+    if safe == name and len(name) <= MAX_NAME:
+        return name
+    return f"{safe[:MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _plain(override: str) -> str:
+    return override.lstrip("+")
+
+
+def _key(override: str) -> str:
+    return _plain(override).split("=")[0]
+
+
+def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
+    """One job: skipped, resumed, or run. Returns its objective, or nan; raises nothing, so that the others go on."""
+    hydra = HydraConfig.get()
+    root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
+    name = job_name(overrides, list(hydra.callbacks.sweep.swept))
+    folder, status = root / name, root / "jobs" / f"{name}.json"
+    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
+    status.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _alone(root / "jobs" / f"{name}.lock"):
+            write_json(status, told | {"state": "running"})
+            told["state"] = _settle(composed, folder, run)
+            value = _objective(folder, composed.objective)
+    except (Exception, SystemExit) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Lightning makes an exit of it, and the sweep is to stop
+        told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
+        print(f"job {name} failed: {told['sentence']}", file=sys.stderr, flush=True)
+        value = float("nan")
+    write_json(status, told)
+    return value
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits for whoever runs the same job: another call of the command, or a search that proposed it twice.
+
+    The lock dies with its process.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that runs {lock.stem}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]) -> str:
+    """Does what is left to do of a job; returns what that was: skipped, resumed or done."""
+    for key in ("run_dir", "resume"):
+        if composed[key]:
+            raise UserError(f"{key}= is for single runs: a sweep resumes by itself, under hydra.sweep.dir.")
+    if composed.threads is None:
+        composed.threads = threads_of_a_job(HydraConfig.get().launcher)
+    cfg = check(composed)
+    if not (folder / "config.yaml").exists():
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= STARTED:
+            shutil.rmtree(folder)
+        composed.run_dir = str(folder)
+        run(composed)
+        return "done"
+    _refuse_another(folder, cfg)
+    if (folder / "summary.json").exists():
+        print(f"skipped, for it is finished: {folder}", flush=True)
+        return "skipped"
+    if cfg["task"] == "finetune":
+        composed.resume = str(folder)
+    else:  # takes minutes and leaves nothing to go on from
+        shutil.rmtree(folder)
+        composed.run_dir = str(folder)
+    run(composed)
+    return "resumed"
+
+
+def threads_of_a_job(launcher: Any) -> int | None:
+    """CPU threads with which the jobs that run at once do not fight for cores; None leaves it to torch."""
+    if at_once := launcher.get("n_jobs"):  # joblib; -1 is all cores, -2 all but one
+        cores = len(os.sched_getaffinity(0))
+        return max(1, cores // (at_once if at_once > 0 else max(1, cores + 1 + at_once)))
+    return launcher.get("cpus_per_task") or launcher.get("remote", {}).get("num_cpus")
+
+
+def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
+    """Raises UserError if the folder holds a run of another configuration."""
+    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    wanted: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(cfg))))
+    there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
+    for key in sorted(there | here):
+        if there.get(key) != here.get(key):
+            raise UserError(
+                f"{folder} holds a run of another configuration ({key} was {there.get(key)}, is {here.get(key)} now): "
+                "move it away, or name another hydra.sweep.dir."
+            )
+
+
+def _objective(folder: Path, key: str | None) -> float:
+    if key is None:
+        return float("nan")
+    final = json.loads((folder / "summary.json").read_text()).get("final", {})
+    if key not in final:
+        raise UserError(f"objective={key} is not among the final figures in {folder / 'summary.json'}.")
+    return float(final[key])
+
+
+def _tell(error: BaseException, path: Path) -> str:
+    """The sentence of an error; of a bug its last line, and the whole of it in a file."""
+    path.unlink(missing_ok=True)
+    if told := sentence_of(error):
+        return told[0]
+    write_text(path, "".join(traceback.format_exception(error)))
+    return f"{traceback.format_exception_only(error)[-1].strip()} ({path})"
+
+
+@contextmanager
+def summed_up() -> Iterator[None]:
+    """Ends a sweep that was started inside with a table and its report, and with exit code 1 if a job failed."""
+    _begun.clear()
+    failed = False
+    try:
+        yield
+    finally:
+        if _begun:
+            failed = _sum_up(Path(_begun["folder"]), _begun["token"])
+    if failed:
+        sys.exit(1)
+
+
+def _sum_up(root: Path, token: str) -> bool:
+    """Prints how the jobs of this call went and writes the report of all in the folder; returns whether any failed."""
+    found = [json.loads(path.read_text()) for path in sorted((root / "jobs").glob("*.json"))]
+    jobs = [job for job in found if job["token"] == token]
+    if not jobs:
+        return False
+    gains = {job["job"]: _gains(root / job["job"]) for job in jobs}
+    rewards = list(dict.fromkeys(name for row in gains.values() for name in row))
+    table = Table(title=f"{root}: gain at the end [base sd]")
+    for column in ("job", "outcome", *rewards):
+        table.add_column(column, justify="left" if column in ("job", "outcome") else "right", overflow="fold")
+    for job in jobs:
+        row = gains[job["job"]]
+        label = ", ".join(job["swept"]) or job["job"]
+        table.add_row(label, job["state"], *(f"{row[name]:+.2f}" if name in row else "-" for name in rewards))
+    console = Console()
+    (console if console.is_terminal else Console(width=110)).print(table)
+    failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
+    for job in failed:
+        print(f"failed: {job['job']}: {job.get('sentence', 'it never ended; the same command goes on with it.')}")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs are finished; the same command runs what is missing.")
+    with contextlib.suppress(UserError):  # where no run has been evaluated yet
+        from src.report.page import write_report  # plotly; not needed by the jobs of other processes
+
+        print(f"report: {write_report(find_runs([str(root)]), root / 'report.html')}")
+    return bool(failed)
+
+
+def _gains(folder: Path) -> dict[str, float]:
+    path = folder / "summary.json"
+    final = json.loads(path.read_text()).get("final", {}) if path.exists() else {}
+    return {key.split("/")[1]: final[key] for key in final if re.fullmatch("eval/[^/]+/gain", key)}
