@@ -110,6 +110,6 @@ def test_ranks_started_from_outside_need_a_folder():
 
 
 def test_a_sweep_cannot_start_ranks(tmp_path):
-    done = run_command("-m", *RUN, "trainer.devices=2", f"run_dir={tmp_path / 'run'}")
-    assert done.returncode != 0 and "cannot start processes of their own" in done.stderr
-    assert not (tmp_path / "run").exists()
+    done = run_command("-m", *RUN, "trainer.devices=2", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 1 and "cannot start processes of their own" in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
