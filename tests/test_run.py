@@ -32,7 +32,11 @@ def test_rows_and_columns(finished):
     assert [row["reward_queries"] for row in iterations] == [4, 8, 12, 16, 20, 24]
     assert [row["reward_queries"] for row in rows_of(finished, "watch")] == [0, 12, 24]
     assert [row["optimizer_steps"] for row in iterations] == [3, 6, 9, 12, 15, 18]  # one a timestep
-    for rows in (iterations, evaluations):
+    for rows in (
+        iterations[0::2],
+        iterations[3::2],
+        evaluations,
+    ):  # without a reset, with one after another, evaluations
         assert len({tuple(row) for row in rows}) == 1  # the columns are fixed
     assert evaluations[0]["eval/hps/gain"] == 0
     assert [row["reset/share"] > 0 for row in iterations] == [False, True] * 3
