@@ -11,6 +11,8 @@ from src.policy.diffusion import DiffusionPolicy
 from src.resets.ops import Mask, Reinit, Scores
 from src.types import Rollout
 
+Half = nn.Linear | nn.Conv2d  # A or B of an adapter
+
 
 class LoraNeurons:
     """The ranks of every adapter of a policy. Raises UserError where the policy has none.
@@ -22,7 +24,7 @@ class LoraNeurons:
     def __init__(self, policy: DiffusionPolicy, rows: int):
         self.policy, self.rows = policy, rows
         adapted = [module for module in policy.unet.modules() if getattr(module, "lora_A", None)]
-        self.pairs: list[tuple[nn.Module, nn.Module]] = [(m.lora_A["default"], m.lora_B["default"]) for m in adapted]
+        self.pairs: list[tuple[Half, Half]] = [(m.lora_A["default"], m.lora_B["default"]) for m in adapted]
         if not self.pairs:
             raise UserError("reset.where=policy resets LoRA's ranks and this policy has none: choose policy=lora.")
 
