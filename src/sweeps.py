@@ -270,7 +270,7 @@ def _sum_up(root: Path, token: str) -> bool:
         label = ", ".join(job["swept"]) or job["job"]
         table.add_row(label, job["state"], *(f"{row[name]:+.2f}" if name in row else "-" for name in rewards))
     console = Console()
-    (console if console.is_terminal else Console(width=110)).print(table)
+    (console if console.is_terminal else Console(width=160)).print(table)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
     for job in failed:
         print(f"failed: {job['job']}: {job.get('sentence', 'it never ended; the same command goes on with it.')}")
