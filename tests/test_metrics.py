@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.callbacks.evaluation import EvaluationSet
+from src.callbacks.evaluation import EvaluationSet, spread
 from src.callbacks.gallery import picture_grid
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
@@ -81,6 +81,12 @@ def test_gain_and_win_rate_by_hand():
     assert out["eval/hps/win_rate"] == pytest.approx(0.75)  # one tie, one win
     assert out["eval/hps/mean"] == 2.5 and out["eval/hps/std"] == 1.5
     assert 0 <= out["eval/hps/gain_low"] <= 0.5 <= out["eval/hps/gain_high"] <= 1
+
+
+def test_evaluation_prompts_are_spread_over_the_set():
+    letters = list("abcdefg")
+    assert spread(letters, 3) == ["a", "c", "e"] and spread(letters, 1) == ["a"]
+    assert spread(letters, None) == spread(letters, 9) == letters
 
 
 def test_base_sd_leaves_out_what_lies_between_prompts():

@@ -84,6 +84,7 @@ class CrossRewardEvaluation(Callback):
         samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
             likewise.
         kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
+        max_prompts: of each set, spread evenly over it; null for all.
         grid_pictures: pictures of the grid that is saved and logged.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
     """
@@ -100,10 +101,13 @@ class CrossRewardEvaluation(Callback):
         held_out_samples_per_prompt: int = 2,
         kl_samples: int = 64,
         grid_pictures: int = 32,
+        max_prompts: int | None = None,
         seed: int = 0,
     ):
-        if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples) < 1:
-            raise UserError("evaluation: every, kl_samples and both samples_per_prompt must be at least 1.")
+        if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples, max_prompts or 1) < 1:
+            raise UserError(
+                "evaluation: every, kl_samples, max_prompts and both samples_per_prompt must be at least 1."
+            )
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
         self.sets = []
@@ -112,7 +116,7 @@ class CrossRewardEvaluation(Callback):
             "held_out": (prompts.held_out, held_out_samples_per_prompt),
         }
         for k, (name, (chosen, each)) in enumerate(sources.items()):
-            repeated = [prompt for _ in range(each) for prompt in chosen]
+            repeated = [prompt for _ in range(each) for prompt in spread(chosen, max_prompts)]
             seeds = [seed_of(seed, i, EVALUATION_STREAM + k) for i in range(len(repeated))]
             if repeated:
                 self.sets.append(EvaluationSet(name, repeated, seeds))
@@ -189,11 +193,18 @@ class CrossRewardEvaluation(Callback):
         """On `kl_samples` trajectories spread evenly over the n of all ranks."""
         where = meeting_place(pl_module.ranks, pl_module.device)
         kl = TrajectoryKL(pl_module.policy.num_steps).to(where)
-        spread = torch.linspace(0, n - 1, min(n, self.kl_samples)).round().long()
-        own = spread[pl_module.ranks.own(spread, n)] - pl_module.ranks.part(n).start
+        rows = torch.linspace(0, n - 1, min(n, self.kl_samples)).round().long()
+        own = rows[pl_module.ranks.own(rows, n)] - pl_module.ranks.part(n).start
         if len(own):
             kl.update(pl_module.policy.kl_to_base(rollout.of(own)).to(where))
         return {f"kl/{key}": value for key, value in kl.compute().items()}
+
+
+def spread(prompts: list[str], most: int | None) -> list[str]:
+    """At most so many of them, at even distances."""
+    if most is None or most >= len(prompts):
+        return prompts
+    return [prompts[k * len(prompts) // most] for k in range(most)]
 
 
 def meeting_place(ranks: Ranks, device: torch.device) -> torch.device:
