@@ -20,6 +20,7 @@ RUN = [
     "samples_per_prompt=2",
     "critic.precision=fp32",
     "evaluation.every=2",
+    "evaluation.max_prompts=4",
     "checkpoint_every=2",
     "reset.every=2",
     "reset.ratio=0.5",
