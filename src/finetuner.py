@@ -264,10 +264,8 @@ class RewardFinetuner(LightningModule):
         probe = torch.linspace(0, b - 1, min(b, max(1, self.neuron_probe // t))).round().long()
         own = probe[self.ranks.own(probe, b)]
         states = features[own - self.ranks.part(b).start].flatten(0, 1)
-        active, learning = (
-            magnitudes(head.hidden(states)),
-            magnitudes(head.gradients(states, credit.returns[own].flatten())),
-        )
+        active = magnitudes(head.hidden(states))
+        learning = magnitudes(head.gradients(states, credit.returns[own].flatten()))
         self.ranks.add_up([*active, *learning])
         return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
 

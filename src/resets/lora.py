@@ -67,6 +67,7 @@ class LoraNeurons:
             fresh = torch.randn(a.weight.shape, generator=generator) / len(mask)
             a.weight[mask] = fresh.to(a.weight)[mask]
             b.weight[:, mask] = 0
-            for weight, touched in ((a.weight, torch.zeros_like(a.weight)), (b.weight, torch.zeros_like(b.weight))):
-                (touched if weight is a.weight else touched.transpose(0, 1))[mask] = 1
-                reinit.forget(optimizer, weight, touched.bool())
+            rows, columns = (torch.zeros_like(half.weight, dtype=torch.bool) for half in (a, b))
+            rows[mask], columns[:, mask] = True, True
+            reinit.forget(optimizer, a.weight, rows)
+            reinit.forget(optimizer, b.weight, columns)
