@@ -1,4 +1,4 @@
-"""Rebuilds the miniature world from the pictures: `python -m src.mini.build stage=vae` (or clip, unet, distill, ...).
+"""Rebuilds the miniature world from the pictures: `python -m src.mini.build stage=vae` (or clip, unet, ...).
 
 Each stage writes checkpoints under `work_dir` every few minutes and goes on from the last one when called again.
 """

@@ -1,6 +1,5 @@
-"""The denoiser of the miniature world: v-prediction on animals, then distilled so that it needs no guidance."""
+"""The denoiser of the miniature world: v-prediction on animals."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -135,33 +134,6 @@ class UNetStage(Stage):
 
     def export(self) -> None:
         save_pipeline(self.unet, self.weights_dir / "base", self.export_dir)
-
-
-class DistillStage(UNetStage):
-    """Guidance distillation (Meng et al. 2023): the student at guidance 1 predicts what the teacher does at `guidance`.
-
-    With the empty caption student and teacher agree, so the student can still be guided further.
-    """
-
-    def __init__(self, *, teacher: str, guidance: float, **kw):
-        super().__init__(**kw)
-        self.unet = UNet2DConditionModel.from_pretrained(teacher, torch_dtype=torch.float32)
-        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.teacher = copy.deepcopy(self.unet).requires_grad_(False)
-        self.guidance = guidance
-
-    @torch.no_grad()
-    def _guided(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        empty = self.text_states[:1].to(text).expand_as(text)
-        both = self.teacher(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([empty, text])).sample
-        unconditional, conditional = both.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
-
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        x_t, t, text, _ = (part.to(self.device) for part in self.noised(self.step_generator()))
-        loss = F.mse_loss(self.unet(x_t, t, text).sample, self._guided(x_t, t, text))
-        self.log("loss", loss, prog_bar=True)
-        return loss
 
 
 def save_pipeline(unet: UNet2DConditionModel, parts: Path, folder: Path) -> None:

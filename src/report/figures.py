@@ -121,26 +121,43 @@ def _treatment(run: Run) -> str:
 
 
 def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:
-    """Final gain of every reward (columns) under training on each (rows), averaged over runs."""
+    """Final gain of every reward (columns) under training on each (rows), averaged over runs.
+
+    Below each gain its 95% interval over prompts, or of several runs the lowest and the highest.
+    """
     trained = list(dict.fromkeys(map(_treatment, runs)))
     columns = list(dict.fromkeys(name for run in runs for name in run.rewards))
     if len(trained) < 2 and len(columns) < 3:
         return None
-
-    def cell(row: str, column: str) -> float:
-        values = [run.evaluations[-1].get(f"eval/{column}/gain") for run in runs if _treatment(run) == row]
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else float("nan")
-
-    values = [[cell(row, column) for column in columns] for row in trained]
-    text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]
+    cells = [[_cell([r for r in runs if _treatment(r) == row], column) for column in columns] for row in trained]
     heat = go.Heatmap(
-        z=values, x=columns, y=trained, text=text, texttemplate="%{text}", colorscale="RdBu", zmid=0, hoverongaps=False
+        z=[[cell[0] for cell in row] for row in cells],
+        x=columns,
+        y=trained,
+        text=[
+            ["" if math.isnan(m) else f"{m:+.2f}<br>{low:+.2f} .. {high:+.2f}" for m, low, high in row] for row in cells
+        ],
+        texttemplate="%{text}",
+        textfont={"size": 11},
+        colorscale="RdBu",
+        zmid=0,
+        hoverongaps=False,
     )
     height = 160 + 60 * len(trained)
     return styled(
         go.Figure(heat), height=height, xaxis_title="evaluated on", yaxis_title="trained on", hovermode="closest"
     )
+
+
+def _cell(runs: list[Run], reward: str) -> tuple[float, float, float]:
+    """Mean of the reward's final gain and its interval; nan where no run has it."""
+    known = [run.evaluations[-1] for run in runs if f"eval/{reward}/gain" in run.evaluations[-1]]
+    if not known:
+        return (float("nan"),) * 3
+    gains = [float(row[f"eval/{reward}/gain"]) for row in known]
+    if len(known) == 1:
+        return gains[0], float(known[0][f"eval/{reward}/gain_low"]), float(known[0][f"eval/{reward}/gain_high"])
+    return float(np.mean(gains)), min(gains), max(gains)
 
 
 HEALTH = {

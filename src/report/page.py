@@ -47,7 +47,11 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
             figures.kl_frontier(runs),
             "Dashed: R = d (alpha - beta log d); of best-of-n, d (alpha - beta d).",
         ),
-        _section("Cross-reward matrix", figures.cross_reward_matrix(runs), "Gain at the end, base sd."),
+        _section(
+            "Cross-reward matrix",
+            figures.cross_reward_matrix(runs),
+            "Gain at the end, base sd, and its 95% interval over prompts; of several runs mean, lowest and highest.",
+        ),
         _section("What the pictures do", figures.small_multiples(runs, figures.LOOKS, "evaluation"), ""),
         _section("Health of the optimisation", figures.small_multiples(runs, figures.HEALTH, "iteration"), ""),
     ]

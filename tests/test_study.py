@@ -1,0 +1,99 @@
+"""Tables of a study: readings at equal levels, and comparisons paired by seed, against figures worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from src.errors import UserError
+from src.report.runs import Run
+from src.report.study import compare, crossing, means, outcomes, reached_by_all, table
+
+
+def a_run(gold, proxy, seed=0, reset="none", iterations=None) -> Run:
+    """Evaluations every ten iterations of 64 queries and 20 optimizer steps."""
+    evaluations = [
+        {
+            "iteration": 10 * k,
+            "reward_queries": 640 * k,
+            "eval/gold/gain": g,
+            "eval/hps/gain": p,
+            "eval/aesthetic/gain": 2 * p,
+            "held_out/gold/gain": g - 0.1,
+            "eval/classifier_top1/mean": 0.9,
+            "kl/trajectory": 100.0 * k,
+            "pictures/vendi": 1.5,
+        }
+        for k, (g, p) in enumerate(zip(gold, proxy, strict=True))
+    ]
+    total = 10 * (len(gold) - 1)
+    rows = [
+        {"iteration": i, "optimizer_steps": 2 * i, "critic/explained_variance": i / total} for i in range(1, total + 1)
+    ]
+    config = {
+        "train_reward": "hps",
+        "seed": seed,
+        "iterations": iterations or total,
+        "reset": {"name": reset},
+        "suite": {"rewards": {"hps": {}, "aesthetic": {}}, "judges": {"gold": {}}},
+    }
+    return Run(Path("nowhere"), config, rows, evaluations)
+
+
+def test_readings_at_equal_levels():
+    found = outcomes(a_run([0, 0.4, 0.2, -0.4], [0, 1, 2, 3]), proxy_level=1.5, steps_level=30)
+    assert found["gold_at_proxy"] == pytest.approx(0.3)  # half way from 0.4 to 0.2
+    assert found["cross_at_proxy"] == pytest.approx(3.0) and found["kl_at_proxy"] == pytest.approx(150)
+    assert found["gold_at_steps"] == pytest.approx(0.3) and found["proxy_at_steps"] == pytest.approx(1.5)
+    assert (found["gold_peak"], found["gold_peak_queries"]) == (0.4, 640)
+    assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
+    assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
+    assert math.isnan(found["reset_share"])
+
+
+def test_crossing_reads_the_first_time_only():
+    assert crossing([0, 2, 1, 3], [0, 1, 5, 9], 1.0) == pytest.approx(0.5)
+    assert crossing([0, 1], [3, 4], -1) == 3
+    assert math.isnan(crossing([0, 1], [0, 1], 1.5))
+
+
+def arms() -> pd.DataFrame:
+    runs = [a_run([0, g], [0, 1.0 + g], seed=s, reset="none") for s, g in enumerate((0.1, 0.2, 0.3))]
+    runs += [a_run([0, g], [0, 2.0], seed=s, reset="active") for s, g in enumerate((0.2, 0.4, 0.6))]
+    return table(runs, lambda config: config["reset.name"], reached_by_all(runs))
+
+
+def test_arms_are_compared_seed_by_seed():
+    found = compare(arms(), ["gold_end"], "none").iloc[0]
+    # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, standard error 0.1 / sqrt(3); t(0.975, 2) = 4.3027
+    assert found["difference"] == pytest.approx(0.2) and found["d"] == pytest.approx(2.0)
+    assert found["high"] - found["difference"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(2 * math.sqrt(3), 2)) and found["pairs"] == 3
+
+
+def test_p_values_are_corrected_over_the_whole_table():
+    both = compare(arms(), ["gold_end", "held_out_gold_end"], "none")
+    assert both.p_adjusted.tolist() == pytest.approx(both.p.tolist())  # two equal p: 2 p / 2
+    found = arms()
+    found["noise"] = [0.1, 0.2, 0.4, 0.2, 0.1, 0.5]
+    wide = compare(found, ["gold_end", "noise"], "none")
+    low, high = sorted(wide.p)
+    assert sorted(wide.p_adjusted) == pytest.approx([min(2 * low, high), high])
+
+
+def test_means_have_t_intervals():
+    found = means(arms(), ["gold_end"]).set_index("arm")
+    assert found.loc["active", "gold_end"] == pytest.approx(0.4) and found.loc["active", "seeds"] == 3
+    assert found.loc["active", "gold_end +-"] == pytest.approx(4.30265 * 0.2 / math.sqrt(3), rel=1e-5)
+
+
+def test_what_cannot_be_compared_is_told():
+    with pytest.raises(UserError, match="baseline=full is none of the arms active, none"):
+        compare(arms(), ["gold_end"], "full")
+    with pytest.raises(UserError, match="two runs of seed 0"):
+        table([a_run([0, 1], [0, 1]), a_run([0, 1], [0, 1])], lambda config: "all")
+    with pytest.raises(UserError, match="is not finished"):
+        table([a_run([0, 1], [0, 1], iterations=99)], lambda config: "all")
