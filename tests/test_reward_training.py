@@ -21,7 +21,7 @@ CLIP = str(ROOT / "src/mini/weights/clip")
 
 
 def image_text() -> FreshImageTextReward:
-    return FreshImageTextReward(CLIP, text_layers=1, text_width=32, head=[16], seed=0)
+    return FreshImageTextReward(CLIP, text_layers=1, head=[16], seed=0)
 
 
 FAMILIES = {"clip": lambda: CLIPReward(CLIP), "image_text": image_text, "aesthetic": lambda: AestheticReward(CLIP)}

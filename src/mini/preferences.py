@@ -28,10 +28,10 @@ from src.rewards.base import Comparisons, Ratings
 from src.seeding import generator_of, seed_of
 
 SPLITS = ("test", "hps", "pickscore", "imagereward", "aesthetic", "hps_b", "hps_c")  # pictures in one are in no other
-STEPS, GUIDANCE, ETA = (3, 4, 6, 10, 20), (1.0, 1.0, 1.6, 2.3), (1.0, 1.0, 0.3)
-BATCH, BASE_SHARE, MIXED_SHARE, CORRUPTED_SHARE = 64, 0.5, 0.4, 0.4
+STEPS, GUIDANCE, ETA = (3, 4, 6, 10, 20), (1.0, 1.0, 2.0, 4.0), (1.0, 1.0, 0.3)
+BATCH, BASE_SHARE, MIXED_SHARE, CORRUPTED_SHARE = 64, 0.5, 0.2, 0.2
 TEST_PICTURES = 4096
-VERSION = 3  # of the recipe above
+VERSION = 4  # of the recipe above
 
 
 @dataclass(frozen=True)

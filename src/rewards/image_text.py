@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -95,16 +95,18 @@ class ImageTextReward(RewardModel):
 
 
 class FreshImageTextReward(ImageTextReward):
-    """One to be trained: the picture's tower from a CLIP pair, text encoder and head from scratch.
+    """One to be trained: the picture's tower and the words' embeddings from a CLIP pair, the rest from scratch.
 
     Args:
-        clip: CLIPModel folder. text_layers, text_width: of the text encoder. head: hidden widths of the MLP.
+        clip: CLIPModel folder. text_layers: of the text encoder. head: hidden widths of the MLP.
         seed: of the first weights.
     """
 
-    def __init__(self, clip: str, text_layers: int, text_width: int, head: list[int], seed: int):
+    def __init__(self, clip: str, text_layers: int, head: list[int], seed: int):
         RewardModel.__init__(self)
-        vision = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
+        pair = CLIPModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
+        vision, words = pair.vision_model, pair.text_model.get_input_embeddings()
+        width = words.embedding_dim
         tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
         processor = json.loads((Path(clip) / "preprocessor_config.json").read_text())
         shape = (
@@ -116,11 +118,11 @@ class FreshImageTextReward(ImageTextReward):
             "patch_size",
         )
         text = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
+            "vocab_size": words.num_embeddings,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
             "num_hidden_layers": text_layers,
-            "num_attention_heads": max(1, text_width // 32),
+            "num_attention_heads": max(1, width // 32),
             "max_position_embeddings": tokenizer.model_max_length,
             "encoder_hidden_size": vision.config.hidden_size,
             "is_decoder": True,  # transformers gives only these layers cross-attention; attention stays bidirectional
@@ -138,3 +140,4 @@ class FreshImageTextReward(ImageTextReward):
         torch.manual_seed(seed)
         self._build(config, tokenizer)
         self.vision.load_state_dict(vision.state_dict())
+        self.text.get_input_embeddings().load_state_dict(words.state_dict())
