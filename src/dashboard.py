@@ -52,7 +52,7 @@ def sections(rewards: list[str], judges: list[str]) -> dict[str, list]:
             *(line(f"{name}: KL frontier", [f"eval/{name}/gain"], "kl/sqrt", **frontier) for name in judges or rewards),
             line("Below its peak", [f"eval/{name}/below_peak" for name in every], title_y="base sd"),
             line("Trained reward minus this one", [f"eval/{name}/gap" for name in every], title_y="base sd"),
-            line("Watch: held-out gain", ["watch/signal", "watch/below_peak"], title_y="base sd"),
+            line("Watch", ["watch/signal", "watch/below_peak"]),
             line("Watch: alarm", ["watch/alarm"]),
         ],
         "Cross-reward matrix": [

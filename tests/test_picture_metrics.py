@@ -1,11 +1,13 @@
 """Metrics of pictures, features and trajectories, against values worked out by hand."""
 
+import importlib.util
 import math
 
 import pytest
 import torch
 
-from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, vendi_score
+from src.errors import UserError
+from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, lpips, lpips_within, vendi_score
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import STATISTICS, PictureStatistics, bright_share, colour_entropy, edge_density, saturation
 
@@ -75,3 +77,18 @@ def test_trajectory_kl_sums_steps_and_averages_samples():
     metric.update(torch.tensor([[1.0, 2.0]]))
     metric.update(torch.tensor([[3.0, 2.0], [2.0, 2.0]]))
     assert metric.compute() == {"trajectory": 4.0, "sqrt": 2.0, "step_0": 2.0, "step_1": 2.0}
+
+
+def test_lpips_is_averaged_over_the_pairs_of_each_prompt_then_over_prompts():
+    images = torch.tensor([0.0, 0.2, 0.6, 0.5, 0.4])[:, None, None, None].expand(-1, 3, 4, 4)
+    difference = lambda a, b: (a - b).abs().mean((1, 2, 3))  # noqa: E731
+    # cat: 0.2, 0.6, 0.4; dog: 0.1; the single owl has no pair
+    prompts = ["cat", "cat", "cat", "dog", "dog"]
+    assert lpips_within(images, prompts, difference) == pytest.approx((0.4 + 0.1) / 2)
+    assert lpips_within(images[:1], ["owl"], difference) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here")
+def test_lpips_without_torchvision_is_told():
+    with pytest.raises(UserError, match="lpips_network needs torchvision"):
+        lpips("alex")

@@ -1,6 +1,7 @@
 """The overoptimization watch: when it speaks, what it keeps, and that it looks at no judge."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import lightning
@@ -9,24 +10,58 @@ import pytest
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
-from src.metrics.watching import alarm_index, signal_of
+from src.metrics.watching import alarm_index, kept_index, signal_of
 
 ROW = {
     "held_out/hps/gain": 0.4,
     "held_out/pickscore/gain": 0.1,
     "held_out/aesthetic/gain": -0.2,
     "held_out/gold/gain": 9,
+    "eval/hps/gain": 1.0,
+    "eval/pickscore/gain": 0.5,
+    "eval/aesthetic/gain": 0.1,
+    "pictures/vendi": 1.5,
+    "pictures/saturation": 0.2,
+    "kl/sqrt": 30.0,
 }
 REWARDS = ["hps", "pickscore", "aesthetic"]
 
 
-@pytest.mark.parametrize(("signal", "expected"), [("trained", 0.4), ("others", -0.05), ("all", 0.1)])
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        ("trained", 0.4),
+        ("others", -0.05),
+        ("all", 0.1),
+        ("carry_over", -0.6),
+        ("agreement", -0.7),
+        ("diversity", math.log(1.5)),
+        ("nearness", -30),
+        ("plainness", -0.2),
+    ],
+)
 def test_signals_by_hand(signal, expected):
     assert signal_of(ROW, "hps", REWARDS, signal) == pytest.approx(expected)
 
 
 def test_without_held_out_prompts_there_is_no_signal():
     assert signal_of({"eval/hps/gain": 1.0}, "hps", REWARDS, "trained") is None
+    assert signal_of(ROW, "hps", ["hps"], "agreement") is None and signal_of(ROW, "hps", ["hps"], "others") is None
+
+
+@pytest.mark.parametrize(
+    ("signals", "patience", "peak", "last"),
+    [
+        ([0.0, 0.3, 0.25, 0.1, 0.3], 1, 1, 2),  # the alarm is at 3
+        ([0.0, 0.3, 0.15, 0.25, 0.15, 0.15], 2, 1, 3),  # at 5; what is 0.15 below the peak is out
+        ([0.0, -0.05, -0.09, -0.2], 1, 0, 2),  # falls from the start
+        ([0.0, 0.1, 0.2], 1, 2, 2),
+    ],
+)
+def test_what_is_kept_by_hand(signals, patience, peak, last):
+    assert kept_index(signals, 0.1, patience, "peak") == peak
+    assert kept_index(signals, 0.1, patience, "last") == last
+    assert kept_index([], 0.1, patience, "last") is None
 
 
 @pytest.mark.parametrize(
@@ -80,6 +115,12 @@ def test_it_tells_once_and_keeps_the_weights_of_the_peak(tmp_path, capsys):
     assert capsys.readouterr().out.count("alarm after 128 reward queries") == 1
 
 
+def test_it_can_keep_the_last_weights_within_the_margin(tmp_path):
+    watch = follow(tmp_path, [0.0, 0.3, 0.25, 0.1, 0.4], keep="last")[0]
+    assert (watch.alarm, watch.best) == (192, 128)
+    assert (tmp_path / "best/weights").read_text() == "2"
+
+
 def test_it_can_stop_the_run(tmp_path):
     assert follow(tmp_path, [0.0, 0.3, 0.1, 0.0], action="stop")[2] == 2
 
@@ -92,7 +133,7 @@ def test_a_restored_watch_goes_on(tmp_path):
     assert "no alarm" in again.sentence() and "64" in again.sentence()
 
 
-@pytest.mark.parametrize("options", [{"margin": -0.1}, {"patience": 0}, {"signal": "others"}])
+@pytest.mark.parametrize("options", [{"margin": -0.1}, {"patience": 0}, {"signal": "others"}, {"signal": "agreement"}])
 def test_wrong_options_are_told(tmp_path, options):
     with pytest.raises(UserError, match="watch"):
         OveroptimizationWatch(str(tmp_path), ["hps"], **options)

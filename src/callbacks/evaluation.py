@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.callbacks.gallery import Gallery
 from src.errors import UserError
-from src.metrics.diversity import DriftFromBase, WithinPromptDiversity
+from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, lpips, lpips_within
 from src.metrics.intervals import bootstrap_mean, spread_within
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
@@ -85,6 +85,7 @@ class CrossRewardEvaluation(Callback):
             likewise.
         kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
         max_prompts: of each set, spread evenly over it; null for all.
+        lpips_network: alex, vgg or squeeze measures diversity by LPIPS too; needs torchvision and its weights.
         grid_pictures: pictures of the grid that is saved and logged.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
     """
@@ -100,6 +101,7 @@ class CrossRewardEvaluation(Callback):
         every: int,
         held_out_samples_per_prompt: int = 2,
         kl_samples: int = 64,
+        lpips_network: str | None = None,
         grid_pictures: int = 32,
         max_prompts: int | None = None,
         seed: int = 0,
@@ -110,6 +112,7 @@ class CrossRewardEvaluation(Callback):
             )
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
+        self.lpips = lpips(lpips_network) if lpips_network else None
         self.sets = []
         sources = {
             "eval": (prompts.train, samples_per_prompt),
@@ -132,7 +135,7 @@ class CrossRewardEvaluation(Callback):
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for model in (*self.rewards.values(), self.tower):
+        for model in (*self.rewards.values(), self.tower, *([self.lpips] if self.lpips else [])):
             model.to(pl_module.device)  # all but the trained one are part of no module
         if not self.history:
             self.evaluate(trainer, pl_module)
@@ -187,6 +190,8 @@ class CrossRewardEvaluation(Callback):
         drift.update(features.to(where), part.base_features[own].to(where))
         statistics.update(images.to(where))
         values = {**diversity.compute(), "drift": drift.compute(), **statistics.compute()}
+        if self.lpips:
+            values["lpips"] = lpips_within(ranks.gather(images), part.prompts, self.lpips)
         return {f"pictures/{key}": value for key, value in values.items()}
 
     def _kl(self, pl_module: LightningModule, rollout: Rollout, n: int) -> Metrics:

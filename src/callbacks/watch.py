@@ -9,19 +9,20 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
-from src.metrics.watching import Signal, alarm_index, signal_of
+from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
 from src.run_folder import write_json
 
 
 class OveroptimizationWatch(Callback):
     """Follows a signal (see signal_of) from evaluation to evaluation.
 
-    best/ holds the weights of the signal's peak before the alarm, with at.json to say when that was.
+    best/ holds the weights that the rule would ship, with at.json to say when that was.
 
     Args:
         rewards: names of the suite's rewards; judges are none of them.
-        signal: whose held-out gain counts.
-        margin: base sd below the peak that raise the alarm. patience: evaluations in a row.
+        signal: what is followed.
+        margin: below the peak, in the signal's unit, that raises the alarm. patience: evaluations in a row.
+        keep: the weights of the signal's `peak` before the alarm, or of the `last` evaluation within the margin.
         action: `tell` says so once; `stop` also ends the run. A stopped run that is resumed goes on.
     """
 
@@ -32,14 +33,15 @@ class OveroptimizationWatch(Callback):
         signal: Signal = "trained",
         margin: float = 0.1,
         patience: int = 1,
+        keep: Keep = "peak",
         action: Literal["tell", "stop"] = "tell",
     ):
         if margin < 0 or patience < 1:
             raise UserError(f"watch: margin={margin} must not be negative and patience={patience} at least 1.")
-        if signal == "others" and len(rewards) < 2:
-            raise UserError("watch: signal=others needs a suite with a second reward; choose trained.")
+        if needs_others(signal) and len(rewards) < 2:
+            raise UserError(f"watch: signal={signal} needs a suite with a second reward; choose trained.")
         self.folder, self.rewards, self.signal = Path(run_dir) / "best", rewards, signal
-        self.margin, self.patience, self.action = margin, patience, action
+        self.margin, self.patience, self.keep, self.action = margin, patience, keep, action
         self.queries: list[int] = []
         self.signals: list[float] = []
 
@@ -51,9 +53,9 @@ class OveroptimizationWatch(Callback):
 
     @property
     def best(self) -> int | None:
-        """Reward queries at the signal's peak before the alarm."""
-        seen = self.signals[: alarm_index(self.signals, self.margin, self.patience)]
-        return self.queries[seen.index(max(seen))] if seen else None
+        """Reward queries of the weights that are kept."""
+        k = kept_index(self.signals, self.margin, self.patience, self.keep)
+        return None if k is None else self.queries[k]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer, pl_module)
@@ -97,13 +99,13 @@ class OveroptimizationWatch(Callback):
     def sentence(self) -> str:
         """What the watch has to say so far."""
         if not self.signals:
-            return "off, for no prompts are held out."
-        what = f"the held-out gain ({self.signal})"
+            return "off, for the evaluations lack what it follows."
+        kept = f"weights after {self.best:,} kept: {self.folder}"
         if self.alarm is None:
-            return f"no alarm; {what} was highest after {self.best:,} reward queries; those weights: {self.folder}"
+            return f"no alarm by {self.signal}; {kept}"
         return (
-            f"alarm after {self.alarm:,} reward queries, {what} has fallen more than {self.margin} base sd below its "
-            f"peak; it was highest after {self.best:,}; those weights: {self.folder}"
+            f"alarm after {self.alarm:,} reward queries, {self.signal} has fallen more than {self.margin} below its "
+            f"peak; {kept}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """How different the pictures of one prompt are from each other, and all of them from the base model's."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from src.errors import UserError
+
+Images = Float[Tensor, "b 3 h w"]
 Features = Float[Tensor, "b d"]  # unit length
 
 
@@ -65,3 +70,31 @@ class DriftFromBase(Metric):
 
     def compute(self) -> float:
         return (self.total / self.count.clamp(min=1)).item()
+
+
+def lpips(network: str) -> Metric:
+    """LPIPS (Zhang et al. 2018, arXiv 1801.03924) of pairs of pictures in [0, 1], by torchmetrics.
+
+    Raises UserError where torchvision, or the weights of the `network` (alex, vgg or squeeze), are missing.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return LearnedPerceptualImagePatchSimilarity(network, reduction="none", normalize=True)
+    except ModuleNotFoundError:
+        raise UserError(
+            "evaluation.lpips_network needs torchvision: install it beside your torch, or leave it null."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"evaluation.lpips_network={network}: {error}.") from None
+
+
+def lpips_within(images: Images, prompts: list[str], distance: Callable[[Images, Images], Tensor]) -> float:
+    """Mean distance of the pairs of pictures of a prompt, averaged over prompts with two pictures or more; else 0."""
+    means = []
+    for prompt in dict.fromkeys(prompts):
+        own = images[[other == prompt for other in prompts]]
+        if len(own) > 1:
+            first, second = torch.triu_indices(len(own), len(own), 1)
+            means.append(distance(own[first], own[second]).mean())
+    return torch.stack(means).mean().item() if means else 0.0

@@ -1,21 +1,52 @@
-"""The rule of the overoptimization watch: what it follows, and when it raises the alarm."""
+"""The rules of the overoptimization watch: what it follows, when it raises the alarm, and which weights it keeps.
 
+None of them looks at a judge: they are made of what a practitioner has.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Signal = Literal["trained", "others", "all"]
+Signal = Literal["trained", "others", "all", "carry_over", "agreement", "diversity", "nearness", "plainness"]
+Keep = Literal["peak", "last"]
 
 
 def signal_of(row: Mapping[str, Any], trained: str, rewards: list[str], signal: Signal) -> float | None:
-    """Mean gain over the named rewards on prompts that no run trains on, base sd; None where the row has no such gain.
+    """The followed figure of an evaluation, the higher the better; None where the evaluation lacks what it needs.
 
-    A policy that learns what the reward stands for carries it over to new prompts; one that learns to please the
-    network on its own prompts does not, and spoils the others.
+    - trained, others, all: mean gain of those rewards on prompts that no run trains on, base sd. A policy that learns
+      what the reward stands for carries it over to new prompts; one that learns to please the network on its own
+      prompts does not, and spoils the others.
+    - carry_over: gain of the trained reward on such prompts minus its gain on the training prompts, base sd.
+    - agreement: mean gain of the other rewards on the training prompts minus that of the trained one, base sd.
+    - diversity: log of the Vendi score within prompts. nearness: minus sqrt(KL) from the base. plainness: minus the
+      mean saturation.
     """
-    chosen = {"trained": [trained], "others": [name for name in rewards if name != trained], "all": rewards}[signal]
-    gains = [row.get(f"held_out/{name}/gain") for name in chosen]
-    known = [gain for gain in gains if gain is not None]
-    return float(sum(known) / len(known)) if known and len(known) == len(gains) else None
+    others = [name for name in rewards if name != trained]
+    gains = {
+        "trained": ([f"held_out/{trained}/gain"], []),
+        "others": ([f"held_out/{name}/gain" for name in others], []),
+        "all": ([f"held_out/{name}/gain" for name in rewards], []),
+        "carry_over": ([f"held_out/{trained}/gain"], [f"eval/{trained}/gain"]),
+        "agreement": ([f"eval/{name}/gain" for name in others], [f"eval/{trained}/gain"]),
+        "diversity": (["pictures/vendi"], []),
+        "nearness": ([], ["kl/sqrt"]),
+        "plainness": ([], ["pictures/saturation"]),
+    }
+    plus, minus = gains[signal]
+    if not plus + minus or any(row.get(key) is None for key in plus + minus) or (signal == "agreement" and not plus):
+        return None
+    value = _mean([row[key] for key in plus]) - _mean([row[key] for key in minus])
+    return math.log(value) if signal == "diversity" else value
+
+
+def _mean(values: list[float | int]) -> float:
+    return float(sum(values) / len(values)) if values else 0.0
+
+
+def needs_others(signal: Signal) -> bool:
+    """Whether a suite of one reward cannot have this signal."""
+    return signal in ("others", "agreement")
 
 
 def alarm_index(signals: list[float], margin: float, patience: int) -> int | None:
@@ -27,3 +58,17 @@ def alarm_index(signals: list[float], margin: float, patience: int) -> int | Non
         if below >= patience:
             return k
     return None
+
+
+def kept_index(signals: list[float], margin: float, patience: int, keep: Keep) -> int | None:
+    """The evaluation whose weights are kept: before the alarm, the signal's peak, or the last one within the margin.
+
+    A signal that falls from the start, such as nearness, has its peak at the base: keep the last.
+    """
+    seen = signals[: alarm_index(signals, margin, patience)]
+    if not seen:
+        return None
+    if keep == "peak":
+        return seen.index(max(seen))
+    within = [k for k, value in enumerate(seen) if max(seen[: k + 1]) - value <= margin]
+    return within[-1]

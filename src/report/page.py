@@ -126,7 +126,8 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
     rows = []
     for run in runs:
         watch = run.config.get("callbacks", {}).get("watch", {})
-        found = detect(run, **{key: watch[key] for key in ("signal", "margin", "patience")}) if watch else None
+        rule = {key: watch[key] for key in ("signal", "margin", "patience", "keep") if key in watch}
+        found = detect(run, **rule) if watch else None
         if found is None:
             continue
         told = "-" if found.alarm is None else f"{found.alarm:,}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from src.metrics.watching import Signal, alarm_index, signal_of
+from src.metrics.watching import Keep, Signal, alarm_index, kept_index, signal_of
 from src.report.runs import Run
 
 FALLEN = 0.5  # base sd that gold must lose below its peak before silence counts as a miss
@@ -14,7 +14,7 @@ class Detection:
 
     alarm: int | None  # queries at the alarm
     judge_peak: int  # queries at gold's highest gain
-    best: int  # queries of the weights that the watch keeps: of the signal's peak before the alarm
+    best: int  # queries of the weights that the watch keeps
     shipped: float  # gold's gain of those weights
     last: float  # gold's gain at the end
     missed: bool  # gold fell by FALLEN or more and there was no alarm
@@ -26,7 +26,12 @@ class Detection:
 
 
 def detect(
-    run: Run, signal: Signal = "trained", margin: float = 0.1, patience: int = 1, judge: str = "gold"
+    run: Run,
+    signal: Signal = "trained",
+    margin: float = 0.1,
+    patience: int = 1,
+    keep: Keep = "peak",
+    judge: str = "gold",
 ) -> Detection | None:
     """What a watch with these options would have said of a run; None without a judge or held-out prompts."""
     names = list(run.config["suite"]["rewards"])
@@ -36,8 +41,9 @@ def detect(
     if len(known) < len(signals) or any(value != value for value in gold):
         return None
     alarm = alarm_index(known, margin, patience)
-    seen = known[:alarm]
-    best, peak = seen.index(max(seen)), gold.index(max(gold))
+    best, peak = kept_index(known, margin, patience, keep), gold.index(max(gold))
+    if best is None:
+        return None
     return Detection(
         alarm=None if alarm is None else run.queries[alarm],
         judge_peak=run.queries[peak],
