@@ -106,6 +106,8 @@ class Config:
     lr_factor: float = 1.0
     lr_ramp: int = 0
     critic_gradient_factor: float = 1.0
+    neuron_probe: int = 1024
+    neuron_probe_scattered: bool = False
     checkpoint_every: int = 10
     pairs: int = 24000
     pictures: int = 8192

@@ -206,6 +206,8 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         lr_factor=cfg["lr_factor"],
         lr_ramp=cfg["lr_ramp"],
         critic_gradient_factor=cfg["critic_gradient_factor"],
+        neuron_probe=cfg["neuron_probe"],
+        neuron_probe_scattered=cfg["neuron_probe_scattered"],
     )
     return finetuner, rewards
 

@@ -30,13 +30,13 @@ from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
 from src.resets.lora import LoraNeurons
-from src.resets.ops import Mask, Scores, magnitudes, neuron_scores
+from src.resets.ops import Mask, Scores, magnitudes, neuron_scores, probe_states
 from src.rewards.base import RewardModel
 from src.seeding import generator_of, seed_of
 from src.types import Credit, Metrics, Rollout
 
 PHASES = ("sampling", "rewards", "critic_features", "update", "reset")
-RESET_STREAM = 1 << 20  # keeps the draws of resets apart from those of samples
+RESET_STREAM, PROBE_STREAM = 1 << 20, 1 << 22  # keep these draws apart from those of samples and evaluations
 
 
 class RewardFinetuner(LightningModule):
@@ -48,7 +48,7 @@ class RewardFinetuner(LightningModule):
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
         critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
-        neuron_probe: states of the rollout, all timesteps of evenly spread samples, that neurons are measured on.
+        neuron_probe, neuron_probe_scattered: states of the rollout that neurons are measured on; see probe_states.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class RewardFinetuner(LightningModule):
         max_grad_norm: float,
         seed: int,
         neuron_probe: int = 1024,
+        neuron_probe_scattered: bool = False,
         lr_factor: float = 1.0,
         lr_ramp: int = 0,
         critic_gradient_factor: float = 1.0,
@@ -78,15 +79,13 @@ class RewardFinetuner(LightningModule):
                 f"reset={type(reset).__name__} needs a critic and {type(algorithm).__name__} has none: "
                 "choose reset=none or algorithm=tdpo."
             )
+        if neuron_probe < 1:
+            raise UserError(f"neuron_probe={neuron_probe} must be at least 1.")
         self.policy, self.reward, self.critic = policy, reward, critic
         self.reward_name, self.algorithm, self.reset, self.normaliser = reward_name, algorithm, reset, normaliser
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
-        self.microbatch, self.max_grad_norm, self.seed, self.neuron_probe = (
-            microbatch,
-            max_grad_norm,
-            seed,
-            neuron_probe,
-        )
+        self.microbatch, self.max_grad_norm, self.seed = microbatch, max_grad_norm, seed
+        self.neuron_probe, self.neuron_probe_scattered = neuron_probe, neuron_probe_scattered
         self.lora = LoraNeurons(policy, microbatch) if reset.needs_lora else None
         self.lr_factor, self.lr_ramp, self.critic_gradient_factor = lr_factor, lr_ramp, critic_gradient_factor
         self.iteration = self.reward_queries = self.optimizer_steps = 0
@@ -258,14 +257,16 @@ class RewardFinetuner(LightningModule):
         return explained_variance(self._values(features), credit.returns)
 
     def _neuron_scores(self, features: Float[Tensor, "own t d"], credit: Credit) -> dict[str, list[Scores]]:
-        """By activation and by gradient, on all timesteps of samples that are spread evenly over all ranks'."""
+        """By activation and by gradient, on the probe's states, whichever rank's they are."""
         assert self.critic is not None and credit.returns is not None
         head, (b, t) = self.critic.head, credit.returns.shape
-        probe = torch.linspace(0, b - 1, min(b, max(1, self.neuron_probe // t))).round().long()
-        own = probe[self.ranks.own(probe, b)]
-        states = features[own - self.ranks.part(b).start].flatten(0, 1)
+        rng = generator_of(self.seed, self.iteration, PROBE_STREAM)
+        samples, slots = probe_states(b, t, self.neuron_probe, self.neuron_probe_scattered, rng)
+        own = self.ranks.own(samples, b)
+        samples, slots = samples[own], slots[own]
+        states = features[samples - self.ranks.part(b).start, slots]
         active = magnitudes(head.hidden(states))
-        learning = magnitudes(head.gradients(states, credit.returns[own].flatten()))
+        learning = magnitudes(head.gradients(states, credit.returns[samples, slots]))
         self.ranks.add_up([*active, *learning])
         return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
 

@@ -8,7 +8,7 @@ from src.resets.dormant import DormantReset
 from src.resets.full import FullReset
 from src.resets.lora import LoraNeurons
 from src.resets.none import NoReset
-from src.resets.ops import Reinit, magnitudes, neuron_scores, overlap, top_share
+from src.resets.ops import Reinit, magnitudes, neuron_scores, overlap, probe_states, top_share
 from src.resets.random import RandomReset
 from tests.test_policy import make_policy, perturb
 
@@ -74,6 +74,15 @@ def test_gradients_leave_none_on_the_parameters():
     head = hand_set_head()
     head.gradients(torch.ones(3, 1), torch.zeros(3))
     assert all(p.grad is None for p in head.parameters())
+
+
+def test_the_probe_takes_all_timesteps_of_spread_samples_or_states_at_random():
+    samples, slots = probe_states(9, 3, states=6, scattered=False, rng=torch.Generator())
+    assert samples.tolist() == [0, 0, 0, 8, 8, 8] and slots.tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(probe_states(9, 3, states=1, scattered=False, rng=torch.Generator())[0]) == 3  # one sample at least
+    samples, slots = probe_states(9, 3, states=8, scattered=True, rng=torch.Generator().manual_seed(0))
+    assert len(set(zip(samples.tolist(), slots.tolist(), strict=True))) == 8
+    assert samples.max() < 9 and slots.max() < 3 and len(samples.unique()) > 3
 
 
 def test_overlap_by_hand():

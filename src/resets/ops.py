@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from src.critic.base import Head, initial_weight
@@ -25,6 +25,20 @@ def neuron_scores(magnitudes: list[Scores]) -> list[Scores]:
     layer that is silent altogether scores 0 throughout.
     """
     return [layer / layer.mean() if layer.mean() > 0 else torch.zeros_like(layer) for layer in magnitudes]
+
+
+def probe_states(
+    b: int, t: int, states: int, scattered: bool, rng: torch.Generator
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """(sample, timestep slot) of about so many of b x t states, for neurons to be measured on.
+
+    All timesteps of samples that are spread evenly or, `scattered`, states at random, as in the authors' code.
+    """
+    if scattered:
+        chosen = torch.randperm(b * t, generator=rng)[:states]
+        return chosen // t, chosen % t
+    samples = torch.linspace(0, b - 1, min(b, max(1, states // t))).round().long()
+    return samples.repeat_interleave(t), torch.arange(t).repeat(len(samples))
 
 
 def overlap(masks: list[Mask], others: list[Mask]) -> float:

@@ -1,0 +1,57 @@
+"""Figures of a study, as PNG files to be committed beside its table. Needs the extra `studies` (matplotlib)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from src.report.runs import Run
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's palette: told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
+
+
+def draw_curves(
+    arms: dict[str, Sequence[Run]], panels: dict[str, tuple[str, str]], target: Path, columns: int = 2
+) -> None:
+    """A panel for each title of `panels`, whose value is (x key, y key) of the evaluations.
+
+    A thin line for each run; a thick one for the mean of an arm, where its runs share their x.
+    """
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis, (title, (x, y)) in zip(axes.flat, panels.items(), strict=False):
+        for k, (arm, runs) in enumerate(arms.items()):
+            colour = COLOURS[k % len(COLOURS)]
+            curves = [(run.series(x), run.series(y)) for run in runs]
+            shared = len({tuple(xs) for xs, _ in curves}) == 1
+            for xs, ys in curves:
+                axis.plot(xs, ys, color=colour, linewidth=0.7 if shared else 1.2, alpha=0.5 if shared else 0.9)
+            if shared:
+                axis.plot(curves[0][0], np.mean([ys for _, ys in curves], axis=0), color=colour, linewidth=2)
+            axis.plot([], [], color=colour, linewidth=2, label=arm)
+        axis.axhline(0, color="#999999", linewidth=0.6)
+        axis.set(title=title)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def draw_intervals(names: Sequence[str], values: Sequence[float], halves: Sequence[float], label: str, target: Path):
+    """Means with the half-widths of their intervals, one row an arm."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(names)), layout="constrained")
+    at = np.arange(len(names))[::-1]
+    axis.errorbar(values, at, xerr=halves, fmt="o", color=COLOURS[0], ecolor="#7A7A7A", capsize=3)
+    axis.set_yticks(at, names)
+    axis.axvline(0, color="#999999", linewidth=0.6)
+    axis.set(xlabel=label)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
