@@ -10,7 +10,7 @@ from scipy import stats
 
 from src.errors import UserError
 from src.report.runs import Run
-from src.report.study import compare, crossing, means, outcomes, reached_by_all, table
+from src.report.study import by_arm, compare, crossing, means, outcomes, reached_by_all, table, write_tables
 
 
 def a_run(gold, proxy, seed=0, reset="none", iterations=None) -> Run:
@@ -90,6 +90,14 @@ def test_means_have_t_intervals():
     assert found.loc["active", "gold_end +-"] == pytest.approx(4.30265 * 0.2 / math.sqrt(3), rel=1e-5)
 
 
+def test_runs_are_grouped_by_arm():
+    runs = [a_run([0, 1], [0, 1], reset=name) for name in ("none", "active", "none")]
+    assert {name: len(part) for name, part in by_arm(runs, lambda c: c["reset.name"]).items()} == {
+        "active": 1,
+        "none": 2,
+    }
+
+
 def test_what_cannot_be_compared_is_told():
     with pytest.raises(UserError, match="baseline=full is none of the arms active, none"):
         compare(arms(), ["gold_end"], "full")
@@ -97,3 +105,11 @@ def test_what_cannot_be_compared_is_told():
         table([a_run([0, 1], [0, 1]), a_run([0, 1], [0, 1])], lambda config: "all")
     with pytest.raises(UserError, match="is not finished"):
         table([a_run([0, 1], [0, 1], iterations=99)], lambda config: "all")
+
+
+def test_tables_read_as_markdown(tmp_path):
+    write_tables(tmp_path, arms(), {"Means": means(arms(), ["gold_end"])})
+    lines = (tmp_path / "tables.md").read_text().splitlines()
+    assert lines[0] == "## Means" and lines[2] == "| arm | seeds | gold_end |"
+    assert lines[4] == "| active | 3 | 0.4 ± 0.5 |"
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 7  # raw rows: a heading, six runs

@@ -1,6 +1,7 @@
 """Does overoptimization happen in the miniature world, and is it seen?
 
-`python experiments/overoptimization/analyse.py` writes results.csv, curves.png and, of the first seed, pictures before training, at gold's peak and at the end.
+`python experiments/overoptimization/analyse.py` writes results.csv, curves.png and, of the first seed, pictures
+before training, at gold's peak and at the end.
 """
 
 import sys

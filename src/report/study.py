@@ -4,6 +4,7 @@ Needs the extra `studies` (pandas, scipy).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,14 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
+def by_arm(runs: Iterable[Run], arm: Callable[[dict[str, Any]], str]) -> dict[str, list[Run]]:
+    """Runs by the name that `arm` gives their flat configuration, arms in alphabetical order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(arm(flat(run.config)), []).append(run)
+    return dict(sorted(found.items()))
+
+
 def table(
     runs: Iterable[Run],
     arm: Callable[[dict[str, Any]], str],
@@ -151,3 +160,22 @@ def compare(found: pd.DataFrame, columns: list[str], baseline: str) -> pd.DataFr
     known = result.p.notna()
     result.loc[known, "p_adjusted"] = stats.false_discovery_control(result.p[known])
     return result
+
+
+def write_tables(folder: Path, found: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> None:
+    """results.csv, a row a run, and tables.md, the tables under their titles; prints the latter."""
+    found.to_csv(folder / "results.csv", index=False, float_format="%.5g")
+    parts = [f"## {title}\n\n{as_markdown(part)}\n" for title, part in tables.items()]
+    (folder / "tables.md").write_text("\n".join(parts))
+    print("\n".join(parts))
+
+
+def as_markdown(found: pd.DataFrame) -> str:
+    """A table for a README: figures to three digits, half-widths beside their means."""
+    halves = [column for column in found if column.endswith(" +-")]
+    shown = found.drop(columns=halves).map(lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)).astype(object)
+    for column in halves:
+        name = column.removesuffix(" +-")
+        shown[name] = [f"{mean} ± {half:.2g}" for mean, half in zip(shown[name], found[column], strict=True)]
+    rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
