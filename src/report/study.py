@@ -173,9 +173,15 @@ def write_tables(folder: Path, found: pd.DataFrame, tables: dict[str, pd.DataFra
 def as_markdown(found: pd.DataFrame) -> str:
     """A table for a README: figures to three digits, half-widths beside their means."""
     halves = [column for column in found if column.endswith(" +-")]
-    shown = found.drop(columns=halves).map(lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)).astype(object)
+    shown = found.drop(columns=halves).map(_figure).astype(object)
     for column in halves:
         name = column.removesuffix(" +-")
         shown[name] = [f"{mean} ± {half:.2g}" for mean, half in zip(shown[name], found[column], strict=True)]
     rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
