@@ -14,7 +14,7 @@ from src.prompts import SIMPLE_ANIMALS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("vae", "clip", "unet", "classifier", "gold")
+STAGES = ("vae", "clip", "matching", "unet", "classifier", "gold")
 
 
 def loss_curves(work_dir: Path, target: Path) -> None:

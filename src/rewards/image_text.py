@@ -67,13 +67,17 @@ class ImageTextReward(RewardModel):
         return F.normalize(self._float(self.patches(images)[:, 0]), dim=-1)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        return self.read(self.patches(images), prompts)
+
+    def read(self, patches: Float[Tensor, "b patch d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Scores from the picture tower's states."""
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         ).to(self.device)
         seen = self.text(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            encoder_hidden_states=self.patches(images),
+            encoder_hidden_states=patches,
             return_dict=True,
         ).last_hidden_state
         return self.head(self._float(seen[:, 0])).squeeze(-1)
