@@ -1,15 +1,21 @@
 """Does overoptimization happen in the miniature world, and is it seen?
 
 `python experiments/overoptimization/analyse.py` writes results.csv, curves.png and, of the first seed, pictures
-before training, at gold's peak and at the end.
+before training, at gold's peak and at the end. With --other-gold, the folder of a second version of gold, it also
+asks that one about fresh pictures by the base and by the final weights.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
-import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
+from src.metrics.intervals import spread_within
+from src.mini.evaluate import WEIGHTS
+from src.mini.gold import GoldAnnotator
+from src.prompts import SIMPLE_ANIMALS
 from src.report.runs import Run, find_runs
 from src.report.study import table
 from src.report.study_plots import draw_curves
@@ -36,17 +42,45 @@ def pictures(run: Run) -> None:
         grid.quantize(128).save(HERE / f"{name}.png", optimize=True)
 
 
+def second_opinion(run: Run, judges: dict[str, GoldAnnotator]) -> dict[str, float]:
+    """Gain of the final weights by each judge, base sd, on four fresh pictures a prompt."""
+    prompts = list(SIMPLE_ANIMALS) * 4
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    scores = []
+    for folder in (WEIGHTS / "base" / "unet", run.folder / "unet"):
+        pipeline.unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+        rng = torch.Generator().manual_seed(1)
+        call = {"num_inference_steps": run.config["num_steps"], "guidance_scale": 1.0, "eta": 1.0, "output_type": "pt"}
+        images = pipeline(prompts, generator=rng, **call).images.float()
+        scores.append({name: judge.score(images, prompts) for name, judge in judges.items()})
+    before, after = scores
+    return {
+        name: ((after[name] - before[name]).mean() / spread_within(before[name].numpy(), prompts)).item()
+        for name in judges
+    }
+
+
 def main() -> None:
-    runs = find_runs(sys.argv[1:] or ["multirun/ddpo_hps_sweep"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", default=["multirun/ddpo_hps_sweep"])
+    parser.add_argument("--other-gold")
+    args = parser.parse_args()
+    runs = find_runs(args.runs)
     found = table(runs, lambda config: config["name"])
     by_seed = {run.config["seed"]: run for run in runs}
     top1 = {seed: run.series("eval/classifier_top1/mean") for seed, run in by_seed.items()}
     found.insert(5, "top1_start", [top1[seed][0] for seed in found.seed])
     found.insert(6, "top1_highest", [max(top1[seed]) for seed in found.seed])
+    if args.other_gold:
+        judges = {"gold": GoldAnnotator(str(WEIGHTS / "gold")), "other gold": GoldAnnotator(args.other_gold)}
+        opinions = {seed: second_opinion(run, judges) for seed, run in by_seed.items()}
+        for name in judges:
+            found[f"fresh pictures, {name}"] = [opinions[seed][name] for seed in found.seed]
+    found = found.dropna(axis=1, how="all")  # what is a critic's
     found.to_csv(HERE / "results.csv", index=False, float_format="%.4g")
     draw_curves({"DDPO on hps": runs}, PANELS, HERE / "curves.png")
     pictures(by_seed[min(by_seed)])
-    pd.set_option("display.width", 200, "display.max_columns", 30)
     print(found.round(3).T.to_string())
 
 
