@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ from diffusers import StableDiffusionPipeline
 
 from src.errors import UserError
 from src.mini.captions import MAX_TOKENS, all_captions, captions, tokenize, train_tokenizer
-from src.mini.data import augment, load_emoji
+from src.mini.data import EmojiData, augment, load_emoji
 from src.mini.evaluate import WEIGHTS, Judge, sample
+from src.mini.matching import MatchingStage
 from src.prompts import SIMPLE_ANIMALS
 
 
@@ -64,3 +66,37 @@ def test_a_tampered_download_is_refused(tmp_path):
     (tmp_path / "emoji-datasource-google-16.0.0.tgz").write_bytes(b"not what was asked for")
     with pytest.raises(UserError, match="sha512"):
         load_emoji(tmp_path)
+
+
+def test_matching_asks_for_the_picture_and_for_others(monkeypatch):
+    names = ("cat", "dog", "owl")
+    images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    emoji = EmojiData(images, torch.arange(6) % 3, torch.zeros(6, dtype=torch.long), names, 3)
+    monkeypatch.setattr("src.mini.stage.load_emoji", lambda folder: emoji)
+    stage = MatchingStage(
+        clip=str(WEIGHTS / "clip"),
+        text_layers=1,
+        head=[8],
+        candidates=3,
+        export_dir="",
+        data_dir="",
+        weights_dir="",
+        steps=1,
+        batch_size=16,
+        lr=1e-3,
+        seed=0,
+    )
+    asked = []
+
+    def read(patches, texts):
+        asked.extend(texts)
+        return torch.zeros(len(texts), requires_grad=True)
+
+    monkeypatch.setattr(stage.model, "read", read)
+    monkeypatch.setattr(stage, "log_dict", lambda *args, **kwargs: None)
+    monkeypatch.setattr(MatchingStage, "global_step", 0)
+    assert stage.training_step(0, 0).item() == pytest.approx(math.log(3))  # three captions, all alike
+    drawn = torch.randint(6, (16,), generator=stage.step_generator()) % 3
+    for row, concept in enumerate(drawn.tolist()):
+        own, *others = asked[3 * row : 3 * row + 3]
+        assert names[concept] in own and not any(names[concept] in other for other in others)
