@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -78,7 +78,7 @@ def phases(
 ) -> dict[str, Callable[[], object]]:
     """What needs memory for a while, by name."""
     policy, critic = finetuner.policy, finetuner.critic
-    shape, side = policy.latent_shape, policy.latent_shape[1] * 2 ** (len(policy.vae.config.block_out_channels) - 1)
+    shape, side = policy.latent_shape, picture_side(policy)
 
     def sample() -> None:
         n = policy.sampling_batch
@@ -111,9 +111,13 @@ def rollout_bytes(finetuner: RewardFinetuner, samples: int) -> int:
     """Trajectories, pictures and the critic's features of an iteration, float32."""
     policy = finetuner.policy
     latent, steps = math.prod(policy.latent_shape), policy.num_steps
-    pixels = 3 * (policy.latent_shape[1] * 2 ** (len(policy.vae.config.block_out_channels) - 1)) ** 2
-    seen = finetuner.critic.head.layers[0].in_features if finetuner.critic is not None else 0
-    return 4 * samples * ((steps + 1) * latent + pixels + steps * seen)
+    seen = finetuner.critic.head.layers[0].weight.shape[1] if finetuner.critic is not None else 0
+    return 4 * samples * ((steps + 1) * latent + 3 * picture_side(policy) ** 2 + steps * seen)
+
+
+def picture_side(policy: DiffusionPolicy) -> int:
+    """Pixels; every level of the VAE but the last halves it."""
+    return policy.latent_shape[1] * 2 ** (len(policy.vae.config.block_out_channels) - 1)
 
 
 def peak_bytes(models: list[nn.Module], phase: Callable[[], object], mixed: torch.dtype | None) -> int:
@@ -152,7 +156,7 @@ def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class LiveBytes(TorchDispatchMode):
     """Adds up the memory of every tensor that an operation makes, until it is gone; `peak` is the most at a time."""
 
-    def __init__(self, known: list[Tensor]):
+    def __init__(self, known: Sequence[Tensor]):
         super().__init__()
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.now = self.peak = 0

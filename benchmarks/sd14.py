@@ -3,7 +3,7 @@
 python -m benchmarks.sd14                        on a GPU; --samples 32 for a short run
 python -m benchmarks.sd14 --size tiny            anywhere, in seconds: does it run?
 python -m benchmarks.sd14 --estimate-memory      anywhere: the memory that a GPU needs, counted and not measured
-Further arguments are overrides, as of src.run: policy.compile=true microbatch=4
+Further arguments are overrides, as of src.run: policy.compile=true microbatch=4. Every iteration ends with a reset.
 """
 
 import argparse

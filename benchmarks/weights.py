@@ -1,6 +1,5 @@
 """Random weights of the paper's scale, as its files are on the hub, written by the libraries and the tests' writers."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -89,7 +88,7 @@ def write_full(folder: Path) -> None:
     write_bert_tokenizer(folder / "bert")
     (folder / "ImageReward").mkdir()
     torch.save(halves(IMAGE_REWARD), folder / "ImageReward" / "ImageReward.pt")
-    write_json(folder / "ImageReward" / "med_config.json", json.loads(json.dumps(MED_CONFIG)))
+    write_json(folder / "ImageReward" / "med_config.json", MED_CONFIG)
 
 
 def halves(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
