@@ -21,8 +21,8 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup
-	$(BIN)/ruff check src tests hydra_plugins experiments
-	$(BIN)/ruff format --check src tests hydra_plugins experiments
+	$(BIN)/ruff check src tests hydra_plugins experiments benchmarks
+	$(BIN)/ruff format --check src tests hydra_plugins experiments benchmarks
 	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py \
 	  src/hub.py src/ranks.py
 

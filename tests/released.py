@@ -201,39 +201,55 @@ def write_rewards(folder: Path) -> Path:
     return folder
 
 
-def write_stable_diffusion(folder: Path, **how) -> Path:
-    """Stable Diffusion 1.4's pipeline as it is on the hub, without the safety checker's folders; `how` to save it."""
+TINY_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+TINY_VAE = {
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+TINY_TEXT = {
+    "vocab_size": 514,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+def write_stable_diffusion(
+    folder: Path, unet: dict = TINY_UNET, vae: dict = TINY_VAE, text: dict = TINY_TEXT, **how
+) -> Path:
+    """Stable Diffusion 1.4's pipeline as it is on the hub, without the safety checker's folders.
+
+    unet, vae and text are the configurations of its networks; `how` is how to save it.
+    """
     torch.manual_seed(0)
     tokenizer = clip_tokenizer()
-    tokenizer.model_max_length = CONTEXT
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
+    tokenizer.model_max_length = text["max_position_embeddings"]
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )
     pipeline = StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        AutoencoderKL(latent_channels=4, **vae),
+        CLIPTextModel(CLIPTextConfig(**text, **ids)),
+        tokenizer,
+        UNet2DConditionModel(**unet),
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, **how)
     index = json.loads((folder / "model_index.json").read_text())

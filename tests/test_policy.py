@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ from diffusers import StableDiffusionPipeline
 from src.errors import UserError
 from src.policy import ddim
 from src.policy.diffusion import DiffusionPolicy
+from src.resets.lora import LoraNeurons
 from tests.conftest import BASE
+from tests.released import TINY_UNET, write_stable_diffusion
 
 PROMPTS, SEEDS = ["cat", "dog", "a zebra"], [1, 2, 3]
 
@@ -91,6 +95,61 @@ def test_lora_opens_in_plain_diffusers(tmp_path):
     pipe.load_lora_weights(tmp_path / "lora")
     torch.testing.assert_close(pipe.unet(x, t, text).sample, policy.predict(x, t, text), atol=1e-4, rtol=1e-4)
     assert (pipe.unet(x, t, text).sample - base).abs().max() > 1e-3
+
+
+def gradients(policy: DiffusionPolicy) -> tuple[list[torch.Tensor], int]:
+    """Of the log-probabilities of a rollout's first steps, and the bytes that were kept for computing them."""
+    rollout, kept = policy.sample(PROMPTS, SEEDS), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+        text, t = policy.encode_prompts(PROMPTS), policy.timesteps[0].expand(3)
+        loss = policy.log_prob(rollout.latents[:, 1], rollout.latents[:, 0], t, text).sum()
+    forward = sum(kept)
+    return list(torch.autograd.grad(loss, policy.trainable())), forward
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_checkpointing_keeps_less_and_changes_no_gradient(finetune):
+    policy = make_policy(finetune=finetune, guidance=3.0, num_steps=1)
+    perturb(policy, 1e-3)
+    plain, kept = gradients(policy)
+    checkpointed = make_policy(finetune=finetune, guidance=3.0, num_steps=1, gradient_checkpointing=True)
+    checkpointed.unet.load_state_dict(policy.unet.state_dict())
+    again, kept_then = gradients(checkpointed)
+    assert kept_then < 0.7 * kept
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_the_decoder_takes_pictures_one_at_a_time_on_request():
+    seen, latents = [], torch.randn(3, 4, 16, 16)
+    sliced = make_policy(vae_slicing=True)
+    sliced.vae.decoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    torch.testing.assert_close(sliced.decode(latents), make_policy().decode(latents), atol=1e-5, rtol=0)
+    assert seen == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_policy_is_the_same_policy(tmp_path):
+    """Output, gradients, names; the ratio is 1 in half precision too; and hooks inside the blocks are still called."""
+    folder = write_stable_diffusion(tmp_path / "sd", TINY_UNET | {"block_out_channels": (8, 8)})
+    options = {"path": str(folder), "guidance": 5.0, "num_steps": 2}
+    policy, compiled = make_policy(**options), make_policy(**options, compile=True)
+    perturb(policy)
+    compiled.unet.load_state_dict(policy.unet.state_dict())
+    assert policy.state_dict().keys() == compiled.state_dict().keys()
+    torch.testing.assert_close(
+        compiled.sample(PROMPTS, SEEDS).images, policy.sample(PROMPTS, SEEDS).images, atol=1e-5, rtol=0
+    )
+    for a, b in zip(gradients(policy)[0], gradients(compiled)[0], strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout, text = compiled.sample(PROMPTS, SEEDS), compiled.encode_prompts(PROMPTS)
+        for j, t in enumerate(compiled.timesteps):
+            new = compiled.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t.expand(3), text)
+            assert torch.equal(new, rollout.log_probs[:, j])
+    measured = [LoraNeurons(each, rows=3).magnitudes(policy.sample(PROMPTS, SEEDS)) for each in (policy, compiled)]
+    for a, b in zip(*measured, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_full_finetuning_trains_the_whole_unet():

@@ -174,6 +174,20 @@ def test_the_company_of_a_picture_changes_no_score_and_gradients_reach_it(files,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_score_has_the_gradient_of_finite_differences_on_request(files, family):
+    """Along it, from pictures that are resized on the way."""
+    reward, images = make(files, family, batch_size=2), 0.25 + 0.5 * pictures(3, 50, 40)
+    assert not reward.score(images.requires_grad_(), PROMPTS).requires_grad
+    scores = reward.score(images, PROMPTS, differentiable=True)
+    gradient = torch.autograd.grad(scores.sum(), images)[0]
+    step = 0.005 * gradient / gradient.abs().max()
+    with torch.no_grad():
+        rise = (reward.score(images + step, PROMPTS) - reward.score(images - step, PROMPTS)).sum() / 2
+    assert rise > 0
+    torch.testing.assert_close(rise, (gradient * step).sum(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_towers_score_nearly_the_same_in_float32_and_whatever_the_autocast(files, family):
     images = pictures(3, IMAGE_SIZE, IMAGE_SIZE)
     exact, rough = make(files, family).score(images, PROMPTS), make(files, family, precision="bf16")

@@ -33,6 +33,10 @@ class DiffusionPolicy(LightningModule):
         eta: 0 deterministic, 1 the noise of DDPM. Must be positive, or no step has a density.
         guidance: classifier-free guidance scale, in sampling and in training; at 1 the second forward is left out.
         sampling_batch: trajectories denoised at a time.
+        gradient_checkpointing: activations of the UNet's blocks are computed again for the backward pass, not kept.
+        compile: the UNet's transformer blocks run through torch.compile (torch 2.13 compiles a whole UNet to wrong
+            gradients on the CPU).
+        vae_slicing: pictures are decoded one at a time.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class DiffusionPolicy(LightningModule):
         lora_targets: list[str] | str = ("to_q", "to_k", "to_v", "to_out.0"),  # type: ignore[assignment]
         revision: str | None = None,
         variant: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        vae_slicing: bool = False,
     ):
         super().__init__()
         if eta <= 0:
@@ -72,6 +79,14 @@ class DiffusionPolicy(LightningModule):
             targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
             lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, init_lora_weights="gaussian")
             self.unet.add_adapter(lora)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if vae_slicing:
+            self.vae.enable_slicing()
+        if compile:
+            # Sampling and training become two programs. Unless both round wherever eager code does, the ratio of an
+            # unmoved policy is off 1 in half precision, by more than the clip range.
+            self.unet.compile_repeated_blocks(options={"emulate_precision_casts": True})
         self._text_cache: dict[str, Tensor] = {}
 
     @property

@@ -35,7 +35,7 @@ class LoraNeurons:
         samples = torch.linspace(0, b - 1, self.rows).round().long()
         slots = torch.arange(self.rows) % t
         text = self.policy.encode_prompts([rollout.prompts[i] for i in samples.tolist()])
-        with self._summing() as sums:
+        with self._summing() as sums, torch.compiler.set_stance("force_eager"):  # a compiled UNet would not see hooks
             self.policy.predict(rollout.latents[samples, slots], rollout.timesteps[slots], text)
         return sums
 

@@ -99,11 +99,16 @@ class RewardModel(LightningModule):
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
-    @torch.no_grad()
-    def score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        """Scores in float32. Raises ValueError on pictures outside [0, 1] or a missing prompt."""
+    def score(
+        self, images: Float[Tensor, "..."], prompts: Sequence[str], differentiable: bool = False
+    ) -> Float[Tensor, " b"]:
+        """Scores in float32, on request with a gradient with respect to the images.
+
+        Raises ValueError on pictures outside [0, 1] or a missing prompt.
+        """
         check_inputs(images, prompts)
-        with torch.autocast(images.device.type, enabled=False):  # a reward has a precision of its own
+        # a reward has a precision of its own
+        with torch.set_grad_enabled(differentiable), torch.autocast(images.device.type, enabled=False):
             return self._score(images, prompts)
 
     def _score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:
