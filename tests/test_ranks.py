@@ -79,8 +79,12 @@ def test_two_ranks_log_what_one_logs(runs):
 def test_two_ranks_learn_what_one_learns(runs):
     states = [torch.load(run / "checkpoints/last.ckpt", weights_only=False) for run in runs]
     one, two = (state["state_dict"] for state in states)
-    for name, weights in one.items():
-        assert (two[name] - weights).abs().max() <= 1e-5 * weights.abs().max().clamp(min=1e-4), name
+    layers = {}
+    for name, values in one.items():
+        layers.setdefault(name.rpartition(".")[0], []).append(values.abs().max())
+    for name, values in one.items():
+        # biases may be rounding errors to begin with, so each is held against the largest parameter of its layer
+        assert (two[name] - values).abs().max() <= 1e-5 * max(layers[name.rpartition(".")[0]]), name
     assert states[0]["progress"]["normaliser"].keys() == states[1]["progress"]["normaliser"].keys()
 
 
