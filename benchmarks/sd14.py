@@ -13,7 +13,6 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,10 +25,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import src.config  # noqa: F401  (registers the schema)
-from benchmarks.counted import estimated_memory, flops_a_row
+from benchmarks.counted import GIB, estimated_memory, flops_a_row
 from benchmarks.weights import write_weights
 from src.config import check
-from src.errors import UserError, sentence_of
+from src.errors import UserError, told_in_one_sentence
 from src.experiment import build, build_finetuner, quieten
 from src.finetuner import RewardFinetuner
 from src.prompts import PromptData
@@ -38,19 +37,12 @@ from src.run_folder import versions, write_json
 ROOT = Path(__file__).parent.parent
 TINY = ["num_steps=3", "samples_per_iteration=8", "algorithm.samples_per_update=4", "microbatch=2"]
 NO_GPU = "no GPU here: tiny size on the CPU, figures say nothing about a GPU"
-GIB = 2**30
 
 
 def main() -> None:
     args = parser().parse_args()
-    try:
+    with told_in_one_sentence():
         result = run(args)
-    except Exception as error:
-        told = sentence_of(error)
-        if told is None:
-            raise
-        print(f"error: {told[0]}", file=sys.stderr)
-        sys.exit(told[1])
     print(json.dumps(result, indent=2))
     if args.out:
         write_json(Path(args.out), result)
@@ -79,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     wanted = check(composed(plain))["samples_per_iteration"]
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder), args.size)
-        cfg = check(composed([*plain, *weights, *fewer(args.samples, wanted), *args.overrides]))
+        cfg = check(composed([*plain, *weights, *fewer(args.samples), *args.overrides]))
         if args.samples and args.samples % (2 * cfg["microbatch"]):
             raise UserError(
                 f"--samples {args.samples} must be a multiple of {2 * cfg['microbatch']}, two microbatches: "
@@ -96,7 +88,7 @@ def composed(overrides: list[str]) -> Any:
         return compose("config", overrides)
 
 
-def fewer(samples: int | None, wanted: int) -> list[str]:
+def fewer(samples: int | None) -> list[str]:
     """Fewer samples an iteration, in as many optimizer steps (two a timestep)."""
     return [f"samples_per_iteration={samples}", f"algorithm.samples_per_update={samples // 2}"] if samples else []
 

@@ -1,6 +1,9 @@
 """The errors a user can mend: shown as one sentence, exit code 2, never as a traceback."""
 
 import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -36,3 +39,16 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
             return None
     lines = [line.strip() for line in str(told).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(told).__name__, 1 if isinstance(told, TrainingError) else 2
+
+
+@contextmanager
+def told_in_one_sentence() -> Iterator[None]:
+    """Turns the errors a user can mend into one sentence and an exit code."""
+    try:
+        yield
+    except Exception as error:
+        told = sentence_of(error)
+        if told is None:
+            raise
+        print(f"error: {told[0]}", file=sys.stderr)
+        sys.exit(told[1])

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema)
 from src import sweeps
-from src.errors import sentence_of
+from src.errors import told_in_one_sentence
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -44,15 +44,10 @@ def run(cfg: DictConfig) -> dict:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Turns the errors a user can mend into one sentence and an exit code."""
+    """What a user can mend, and an interruption, told in one sentence with an exit code."""
     try:
-        yield
-    except Exception as error:
-        told = sentence_of(error)
-        if told is None:
-            raise
-        print(f"error: {told[0]}", file=sys.stderr)
-        sys.exit(told[1])
+        with told_in_one_sentence():
+            yield
     except KeyboardInterrupt:
         again = "the same command" if sweeps.begun() else "resume=last"
         print(f"stopped; {again} goes on from the last checkpoint.", file=sys.stderr)

@@ -6,16 +6,10 @@ from typing import Any
 
 from src.report.runs import find_runs
 from src.report.study import by_arm, compare, means, reached_by_all, table, write_tables
-from src.report.study_plots import draw_curves
+from src.report.study_plots import PROXY_AND_GOLD, draw_curves
 
 HERE = Path(__file__).parent
 COLUMNS = ["proxy_end", "gold_end", "gold_peak", "overoptimization", "gold_at_proxy", "proxy_at_steps", "gold_at_steps"]
-PANELS = {
-    "trained reward, gain [base sd]": ("reward_queries", "eval/hps/gain"),
-    "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
-    "gold over trained reward [base sd]": ("eval/hps/gain", "eval/gold/gain"),
-    "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
-}
 
 
 def arm(config: dict[str, Any]) -> str:
@@ -37,7 +31,7 @@ def main() -> None:
         part = found[found.arm.str.startswith(critic)]
         tables[f"The schedule, {critic}"] = compare(part, COLUMNS, f"{critic}, per trajectory")
     write_tables(HERE, found, tables)
-    draw_curves(by_arm(runs, arm), PANELS, HERE / "curves.png")
+    draw_curves(by_arm(runs, arm), PROXY_AND_GOLD, HERE / "curves.png")
 
 
 if __name__ == "__main__":

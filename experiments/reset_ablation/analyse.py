@@ -6,17 +6,11 @@ from typing import Any
 
 from src.report.runs import find_runs
 from src.report.study import by_arm, compare, means, reached_by_all, table, write_tables
-from src.report.study_plots import draw_curves, draw_intervals
+from src.report.study_plots import PROXY_AND_GOLD, draw_curves, draw_intervals
 
 HERE = Path(__file__).parent
 OUTCOMES = ["gold_at_proxy", "cross_at_proxy", "gold_peak", "overoptimization", "explained_variance"]
 COLUMNS = ["proxy_end", "gold_end", *OUTCOMES, "dormant", "reset_share"]
-PANELS = {
-    "trained reward, gain [base sd]": ("reward_queries", "eval/hps/gain"),
-    "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
-    "gold over trained reward [base sd]": ("eval/hps/gain", "eval/gold/gain"),
-    "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
-}
 DRAWN = ("none", "full", "active 1.0", "dormant 1.0", "random 0.5")
 
 
@@ -34,7 +28,7 @@ def main() -> None:
     heading = f"Means over seeds; equal proxy: +{level:.2f} base sd"
     write_tables(HERE, found, {heading: means(found, COLUMNS), "Against none, paired by seed": against_none})
     arms = by_arm(runs, arm)
-    draw_curves({name: arms[name] for name in DRAWN if name in arms}, PANELS, HERE / "curves.png")
+    draw_curves({name: arms[name] for name in DRAWN if name in arms}, PROXY_AND_GOLD, HERE / "curves.png")
     gold = against_none[against_none.outcome == "gold_at_proxy"]
     label = f"gold at equal trained reward (+{level:.2f}), difference from no reset [base sd]"
     draw_intervals(gold.arm, gold.difference, (gold.high - gold.low) / 2, label, HERE / "gold_at_proxy.png")

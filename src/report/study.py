@@ -12,9 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from src.errors import UserError
+from src.report.figures import JUDGE
 from src.report.runs import Run, flat
-
-JUDGE = "gold"
 
 
 def crossing(x: Sequence[float | int], y: Sequence[float | int], level: float | int) -> float:

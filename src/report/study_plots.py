@@ -6,13 +6,18 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from src.report.figures import COLOURS
 from src.report.runs import Run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's palette: told apart by colour-blind readers too
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
+PROXY_AND_GOLD = {  # panels of a study on hps: title, and keys of x and y
+    "trained reward, gain [base sd]": ("reward_queries", "eval/hps/gain"),
+    "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
+    "gold over trained reward [base sd]": ("eval/hps/gain", "eval/gold/gain"),
+    "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
+}
 
 
 def draw_curves(
