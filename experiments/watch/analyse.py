@@ -1,6 +1,6 @@
 """How good is the watch? `python experiments/watch/analyse.py [FOLDER...]` writes results.csv and tables.md.
 
-Chooses the rule on seed 0 of runs on hps, and reports it on all others.
+Chooses the rule on seed 0 of runs on hps and on aesthetic, and reports it on all others.
 """
 
 import itertools
@@ -77,7 +77,7 @@ def summary(found: pd.DataFrame) -> dict[str, Any]:
 
 def main() -> None:
     runs = find_runs(sys.argv[1:] or ["multirun/watch", "multirun/ddpo_hps_sweep"])
-    chosen_on = [run for run in runs if run.trained == "hps" and run.config["seed"] == 0]
+    chosen_on = [run for run in runs if run.trained in ("hps", "aesthetic") and run.config["seed"] == 0]
     confirmed_on = [run for run in runs if run not in chosen_on]
     possible = [rule for rule in rules() if all(detect(run, **rule) for run in runs)]
     tried = pd.DataFrame([{**rule, **summary(judged(chosen_on, rule))} for rule in possible])
