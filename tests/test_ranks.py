@@ -13,12 +13,16 @@ from torch.profiler import ProfilerActivity, profile
 from src.ranks import Ranks
 from tests.conftest import TINY, rows_of, run_command
 
-# features in bfloat16 depend on the batch they are computed in
+# features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but rounding
+# errors, unless they are small beside its epsilon (half of the policy's gradients are above 1e-5)
 RUN = [
     *TINY,
     "samples_per_iteration=6",
     "samples_per_prompt=2",
+    "microbatch=3",
     "critic.precision=fp32",
+    "optimizer.eps=1e-6",
+    "critic_optimizer.eps=1e-6",
     "evaluation.every=2",
     "evaluation.max_prompts=4",
     "checkpoint_every=2",
@@ -86,6 +90,31 @@ def test_two_ranks_learn_what_one_learns(runs):
         # biases may be rounding errors to begin with, so each is held against the largest parameter of its layer
         assert (two[name] - values).abs().max() <= 1e-5 * max(layers[name.rpartition(".")[0]]), name
     assert states[0]["progress"]["normaliser"].keys() == states[1]["progress"]["normaliser"].keys()
+
+
+def test_two_ranks_take_the_step_that_one_takes(runs):
+    """From Adam's moments: little of a step is left in float32 weights ten thousand times its size."""
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=False)["optimizer_states"] for run in runs]
+    for one, two in zip(*states, strict=True):
+        for kind in (gradient_of, step_of):
+            expected, found = flat(one, kind), flat(two, kind)
+            assert expected.norm() > 0
+            assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def gradient_of(moments, group):
+    """The mean gradient, in double precision: Adam's first moment without its bias (Kingma and Ba 2015)."""
+    return moments["exp_avg"].double() / (1 - group["betas"][0] ** float(moments["step"]))
+
+
+def step_of(moments, group):
+    second = moments["exp_avg_sq"].double() / (1 - group["betas"][1] ** float(moments["step"]))
+    return gradient_of(moments, group) / (second.sqrt() + group["eps"])
+
+
+def flat(optimizer, kind):
+    (group,) = optimizer["param_groups"]
+    return torch.cat([kind(moments, group).flatten() for moments in optimizer["state"].values()])
 
 
 def test_gradients_are_all_reduced_once_an_optimizer_step(runs):
