@@ -1,13 +1,15 @@
 """Does overoptimization happen in the miniature world, and is it seen?
 
 `python experiments/overoptimization/analyse.py` writes results.csv, curves.png and, of the first seed, pictures
-before training, at gold's peak and at the end. With --other-gold, the folder of a second version of gold, it also
-asks that one about fresh pictures by the base and by the final weights.
+before training, at gold's peak and at the end, and line.csv: gold along the straight line from the base's weights to
+the final ones. With --other-gold, the folder of a second version of gold, it also asks that one about fresh pictures by
+the base and by the final weights.
 """
 
 import argparse
 from pathlib import Path
 
+import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
@@ -21,6 +23,7 @@ from src.report.study import table
 from src.report.study_plots import draw_curves
 
 HERE = Path(__file__).parent
+PROMPTS = list(SIMPLE_ANIMALS) * 4
 PANELS = {
     "trained reward, gain [base sd]": ("reward_queries", "eval/hps/gain"),
     "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
@@ -42,21 +45,34 @@ def pictures(run: Run) -> None:
         grid.quantize(128).save(HERE / f"{name}.png", optimize=True)
 
 
-def second_opinion(run: Run, judges: dict[str, GoldAnnotator]) -> dict[str, float]:
-    """Gain of the final weights by each judge, base sd, on four fresh pictures a prompt."""
-    prompts = list(SIMPLE_ANIMALS) * 4
+def utilities(run: Run, judges: dict[str, GoldAnnotator], share: float) -> dict[str, torch.Tensor]:
+    """By each judge, of four fresh pictures a prompt by weights at `share` of the way from the base's to the run's."""
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "base", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    scores = []
-    for folder in (WEIGHTS / "base" / "unet", run.folder / "unet"):
-        pipeline.unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-        rng = torch.Generator().manual_seed(1)
-        call = {"num_inference_steps": run.config["num_steps"], "guidance_scale": 1.0, "eta": 1.0, "output_type": "pt"}
-        images = pipeline(prompts, generator=rng, **call).images.float()
-        scores.append({name: judge.score(images, prompts) for name, judge in judges.items()})
-    before, after = scores
+    final = UNet2DConditionModel.from_pretrained(run.folder / "unet", torch_dtype=torch.float32).state_dict()
+    start = pipeline.unet.state_dict()
+    pipeline.unet.load_state_dict({name: torch.lerp(start[name], final[name], share) for name in start})
+    rng = torch.Generator().manual_seed(1)
+    call = {"num_inference_steps": run.config["num_steps"], "guidance_scale": 1.0, "eta": 1.0, "output_type": "pt"}
+    images = pipeline(PROMPTS, generator=rng, **call).images.float()
+    return {name: judge.score(images, PROMPTS) for name, judge in judges.items()}
+
+
+def line(run: Run) -> None:
+    """Writes mean U of gold along the line."""
+    gold = {"gold": GoldAnnotator(str(WEIGHTS / "gold"))}
+    shares = [k / 10 for k in range(11)]
+    rows = [(share, utilities(run, gold, share)["gold"].mean().item()) for share in shares]
+    found = pd.DataFrame(rows, columns=["share", "utility"])
+    found.to_csv(HERE / "line.csv", index=False, float_format="%.4g")
+    print(found.round(2).T.to_string())
+
+
+def second_opinion(run: Run, judges: dict[str, GoldAnnotator]) -> dict[str, float]:
+    """Gain of the final weights by each judge, base sd."""
+    before, after = (utilities(run, judges, share) for share in (0.0, 1.0))
     return {
-        name: ((after[name] - before[name]).mean() / spread_within(before[name].numpy(), prompts)).item()
+        name: ((after[name] - before[name]).mean() / spread_within(before[name].numpy(), PROMPTS)).item()
         for name in judges
     }
 
@@ -81,6 +97,7 @@ def main() -> None:
     found.to_csv(HERE / "results.csv", index=False, float_format="%.4g")
     draw_curves({"DDPO on hps": runs}, PANELS, HERE / "curves.png")
     pictures(by_seed[min(by_seed)])
+    line(by_seed[min(by_seed)])
     print(found.round(3).T.to_string())
 
 

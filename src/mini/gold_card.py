@@ -84,15 +84,14 @@ def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: Gol
     pool = score_pool(instantiate(cfg.policy), {**rewards, "gold": gold}, next(iter(rewards)), prompts, 256, seed=0)
     table: dict[str, Any] = {}
     figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
-    for name in rewards:
+    for k, name in enumerate(rewards):
         rows = curve({key: pool.scores[key] for key in (name, "gold")}, name, prompts)
         table |= {"n": [row["best_of_n/n"] for row in rows], "kl": [round(row["kl/trajectory"], 3) for row in rows]}
         for label, key in (("proxy", name), ("gold", "gold")):
             gains = [round(row[f"eval/{key}/gain"], 3) for row in rows]
             table[f"{name}/{label}"] = gains
-            axis.plot(
-                [row["kl/sqrt"] for row in rows], gains, "--" if label == "proxy" else "-", label=f"{label}, {name}"
-            )
+            line = {"linestyle": "--" if label == "proxy" else "-", "color": f"C{k}", "label": f"{label}, {name}"}
+            axis.plot([row["kl/sqrt"] for row in rows], gains, **line)
     axis.set(xlabel="sqrt(KL) [sqrt nats]", ylabel="gain of the best of n [base sd]")
     axis.legend(fontsize=7)
     figure.savefig(target, dpi=110)
