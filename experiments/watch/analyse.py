@@ -62,7 +62,7 @@ def figures(run: Run, found: Detection) -> dict[str, Any]:
 
 
 def name_of(run: Run) -> str:
-    return f"{run.config['name']}, seed {run.config['seed']}"
+    return f"{run.config['name'].removesuffix('_hps')} on {run.trained}, seed {run.config['seed']}"
 
 
 def summary(found: pd.DataFrame) -> dict[str, Any]:
