@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from src.ranks import Ranks
 from tests.conftest import TINY, rows_of, run_command
 
-# features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but rounding
-# errors, unless they are small beside its epsilon (half of the policy's gradients are above 1e-5)
+# features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but
+# rounding errors, unless they are small beside its epsilon (half of the policy's gradients are above 1e-5)
 RUN = [
     *TINY,
     "samples_per_iteration=6",
