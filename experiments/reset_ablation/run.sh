@@ -7,7 +7,7 @@ OUT=${OUT:-multirun/reset_ablation}
 for seed in ${SEEDS:-0 1 2 3 4}; do
   for arms in "reset=none,full" "reset=active,dormant reset.ratio=0.1,0.25,0.5,1.0" "reset=random reset.ratio=0.1,0.25,0.5"; do
     # shellcheck disable=SC2086
-    ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_r_hps $arms seed=$seed budget=study iterations=80 evaluation.every=10 \
+    ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_r_hps $arms seed=$seed iterations=60 lr_factor=10 lr_ramp=60 evaluation.every=10 \
       hydra.sweep.dir="$OUT" "$@"
   done
 done
