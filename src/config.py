@@ -105,6 +105,7 @@ class Config:
     max_grad_norm: float = 1.0
     lr_factor: float = 1.0
     lr_ramp: int = 0
+    critic_epochs: int = 1
     critic_gradient_factor: float = 1.0
     neuron_probe: int = 1024
     neuron_probe_scattered: bool = False

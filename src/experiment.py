@@ -205,6 +205,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         seed=cfg["seed"],
         lr_factor=cfg["lr_factor"],
         lr_ramp=cfg["lr_ramp"],
+        critic_epochs=cfg["critic_epochs"],
         critic_gradient_factor=cfg["critic_gradient_factor"],
         neuron_probe=cfg["neuron_probe"],
         neuron_probe_scattered=cfg["neuron_probe_scattered"],

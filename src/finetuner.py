@@ -30,7 +30,7 @@ from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
 from src.resets.lora import LoraNeurons
-from src.resets.ops import Mask, Scores, magnitudes, neuron_scores, probe_states
+from src.resets.ops import Mask, Scores, even_states, magnitudes, neuron_scores, probe_states
 from src.rewards.base import RewardModel
 from src.seeding import generator_of, seed_of
 from src.types import Credit, Metrics, Rollout
@@ -47,6 +47,8 @@ class RewardFinetuner(LightningModule):
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
+        critic_epochs: passes of the critic over an iteration's states: the first beside the policy's updates, the others
+            after them, with an optimizer step for each timestep.
         critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
         neuron_probe, neuron_probe_scattered: states of the rollout that neurons are measured on; see probe_states.
     """
@@ -69,6 +71,7 @@ class RewardFinetuner(LightningModule):
         neuron_probe_scattered: bool = False,
         lr_factor: float = 1.0,
         lr_ramp: int = 0,
+        critic_epochs: int = 1,
         critic_gradient_factor: float = 1.0,
     ):
         super().__init__()
@@ -81,17 +84,22 @@ class RewardFinetuner(LightningModule):
             )
         if neuron_probe < 1:
             raise UserError(f"neuron_probe={neuron_probe} must be at least 1.")
+        if critic_epochs < 1:
+            raise UserError(f"critic_epochs={critic_epochs} must be at least 1.")
         self.policy, self.reward, self.critic = policy, reward, critic
         self.reward_name, self.algorithm, self.reset, self.normaliser = reward_name, algorithm, reset, normaliser
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
         self.microbatch, self.max_grad_norm, self.seed = microbatch, max_grad_norm, seed
         self.neuron_probe, self.neuron_probe_scattered = neuron_probe, neuron_probe_scattered
         self.lora = LoraNeurons(policy, microbatch) if reset.needs_lora else None
-        self.lr_factor, self.lr_ramp, self.critic_gradient_factor = lr_factor, lr_ramp, critic_gradient_factor
+        self.lr_factor, self.lr_ramp = lr_factor, lr_ramp
+        self.critic_epochs, self.critic_gradient_factor = critic_epochs, critic_gradient_factor
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
         self.last_masks: list[Mask] | None = None  # of the last reset
+        self.last_lora_masks: list[Mask] | None = None
+        self.recovering: tuple[int, float] | None = None  # iteration and explained variance of a reset, until regained
 
     @property
     def ranks(self) -> Ranks:
@@ -117,6 +125,7 @@ class RewardFinetuner(LightningModule):
         self.reward_queries += len(batch)
         with self._timed("reset"):
             metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
+            metrics |= self.recovery(metrics)
             metrics |= self.measure_and_reset(rollout, features, credit, metrics)
         self.latest = self.record("iteration", metrics)
 
@@ -175,6 +184,8 @@ class RewardFinetuner(LightningModule):
             for name, norm in self._optimizer_step().items():
                 norms[name] += norm
             steps += 1
+        if features is not None:
+            self._critic_passes(features, credit, b)
         self.optimizer_steps += steps
         self.ranks.add_up([*sums.values(), ratios.sums])
         means = {name: total.item() / steps for name, total in (sums | norms).items()} | ratios.metrics()
@@ -193,10 +204,18 @@ class RewardFinetuner(LightningModule):
             return measured | ({"reset/share": 0.0} if scores else {})
         rng = generator_of(self.seed, self.iteration if self.reset.noise == "fresh" else 0, RESET_STREAM)
         if self.reset.needs_critic and features is not None:
-            measured |= self._reset_critic(features, credit, scores[self.reset.score], rng)
+            fresh = metrics["critic/explained_variance"]
+            measured |= self._reset_critic(features, credit, scores[self.reset.score], fresh, rng)
         if self.lora is not None:
-            measured |= self._reset_lora(self.lora, rollout, rng)
+            measured |= self._reset_lora(self.lora, rollout, len(credit.advantages), rng)
         return measured
+
+    def recovery(self, metrics: Metrics) -> Metrics:
+        """Iterations that the critic took to explain as much as before its last reset, once it does."""
+        if self.recovering is None or metrics["critic/explained_variance"] < self.recovering[1]:
+            return {}
+        since, self.recovering = self.recovering[0], None
+        return {"reset/recovery": float(self.iteration - since)}
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
@@ -246,6 +265,15 @@ class RewardFinetuner(LightningModule):
         value = self.critic.train()(features)
         return self.algorithm.critic_loss(value, credit.values[i, j], credit.returns[i, j])
 
+    def _critic_passes(self, features: Float[Tensor, "own t d"], credit: Credit, b: int) -> None:
+        """The critic's passes beyond the first, over b samples of which these are this rank's."""
+        for k in range(features.shape[1] * (self.critic_epochs - 1)):
+            slot = k % features.shape[1]
+            for rows in torch.arange(len(features)).split(self.microbatch):
+                loss = self._critic_loss(features[rows, slot], credit, rows, torch.full_like(rows, slot))
+                self._backward(loss * len(rows) / b * self.critic_gradient_factor)
+            self._optimizer_step(("critic",))
+
     @torch.no_grad()
     def _values(self, features: Float[Tensor, "own t d"]) -> Float[Tensor, "b t"]:
         """The critic's, of all ranks' states."""
@@ -271,22 +299,30 @@ class RewardFinetuner(LightningModule):
         return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
 
     def _reset_critic(
-        self, features: Float[Tensor, "own t d"], credit: Credit, scores: list[Scores], rng: torch.Generator
+        self,
+        features: Float[Tensor, "own t d"],
+        credit: Credit,
+        scores: list[Scores],
+        fresh: float,
+        rng: torch.Generator,
     ) -> Metrics:
         assert self.critic is not None
         before = self._explained_variance(features, credit)
+        self.recovering = self.iteration, fresh
         masks = self.reset.apply(self.critic.head, scores, self._optimizers()[1], rng)
         after = self._explained_variance(features, credit)
-        metrics = reset_metrics(masks, self.last_masks)
-        self.last_masks = masks
+        metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
         return metrics | {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
 
-    def _reset_lora(self, lora: LoraNeurons, rollout: Rollout, rng: torch.Generator) -> Metrics:
-        activity = lora.magnitudes(rollout)
+    def _reset_lora(self, lora: LoraNeurons, rollout: Rollout, b: int, rng: torch.Generator) -> Metrics:
+        samples, slots = even_states(b, len(rollout.timesteps), self.microbatch)
+        own = self.ranks.own(samples, b)
+        activity = lora.magnitudes(rollout, samples[own] - self.ranks.part(b).start, slots[own])
         self.ranks.add_up(activity)
         masks = [self.reset.select(layer, rng) for layer in neuron_scores(activity)]
         lora.reinit(masks, self.reset.reinit, self._optimizers()[0], rng)
-        return {"reset/lora_share": torch.cat(masks).float().mean().item()}
+        metrics, self.last_lora_masks = reset_metrics(masks, self.last_lora_masks, "reset/lora_"), masks
+        return metrics
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -297,15 +333,16 @@ class RewardFinetuner(LightningModule):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def _optimizer_step(self) -> dict[str, Tensor]:
-        """One clipped step of every optimizer; returns the gradient norms before clipping."""
-        norms, optimizers = {}, self._optimizers()
-        learnt = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+    def _optimizer_step(self, of: tuple[str, ...] = ("policy", "critic")) -> dict[str, Tensor]:
+        """One clipped step of these optimizers; returns the gradient norms before clipping."""
+        norms, named = {}, zip(("policy", "critic"), self._optimizers(), strict=False)
+        optimizers = {name: optimizer for name, optimizer in named if name in of}
+        learnt = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers.values()]
         for parameter in (p for parameters in learnt for p in parameters if p.grad is None):
             parameter.grad = torch.zeros_like(parameter)  # this rank had no row; the all-reduce wants one of each
         self.ranks.add_up([p.grad for parameters in learnt for p in parameters])
         scaler = self._scaler
-        for name, optimizer, parameters in zip(("policy", "critic"), optimizers, learnt, strict=False):
+        for (name, optimizer), parameters in zip(optimizers.items(), learnt, strict=True):
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
             norms[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -376,6 +413,8 @@ class RewardFinetuner(LightningModule):
             "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
             "normaliser": self.normaliser.state_dict(),
             "last_masks": self.last_masks,
+            "last_lora_masks": self.last_lora_masks,
+            "recovering": self.recovering,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -383,4 +422,5 @@ class RewardFinetuner(LightningModule):
         self.normaliser.load_state_dict(progress["normaliser"])
         self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
         self.optimizer_steps, self.phase_seconds = progress["optimizer_steps"], progress["phase_seconds"]
-        self.last_masks = progress.get("last_masks")  # runs of earlier versions have none
+        for name in ("last_masks", "last_lora_masks", "recovering"):  # runs of earlier versions have none of them
+            setattr(self, name, progress.get(name))

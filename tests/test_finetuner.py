@@ -211,10 +211,36 @@ def test_resets_of_critic_and_policy_are_logged_with_their_effect():
     assert [row.get("reset/share", 0) > 0 for row in rows] == [False, True, False, True]
     assert [row.get("reset/lora_share") for row in rows] == [None, 0.5, None, 0.5]
     reset = rows[-1]
+    assert reset["reset/lora_share/layer_0"] == 0.5 and 0 <= reset["reset/lora_overlap"] <= 1
     assert reset["reset/share/layer_0"] == reset["reset/share"]  # the only hidden layer
     assert 0 <= reset["reset/overlap"] <= 1 and "reset/overlap" not in rows[1]
     assert reset["reset/explained_variance_before"] != reset["reset/explained_variance_after"]
     assert {"neurons/gradient_dormant_0", "neurons/dormant_0"} <= reset.keys()
+
+
+@pytest.mark.parametrize("schedule", ["timestep", "trajectory"])
+def test_further_critic_passes_train_the_critic_alone(schedule):
+    def run(epochs: int) -> RewardFinetuner:
+        algorithm = TDPO(1e-4, 0.2, 5.0, schedule=schedule)
+        finetuner = build(algorithm, critic=new_critic(), lr=1e-3, critic_epochs=epochs)
+        fit(finetuner, iterations=1, samples=4)
+        return finetuner
+
+    once, thrice = run(1), run(3)
+    for a, b in zip(once.policy.trainable(), thrice.policy.trainable(), strict=True):
+        assert torch.equal(a, b)
+    assert thrice.optimizer_steps == once.optimizer_steps
+    steps = [next(iter(f._optimizers()[1].state.values()))["step"].item() for f in (once, thrice)]
+    assert steps[1] - steps[0] == 2 * once.policy.num_steps  # one a timestep and pass, whatever the policy's schedule
+
+
+def test_recovery_is_told_once_when_the_critic_explains_as_much_again():
+    finetuner = build(critic=new_critic())
+    finetuner.iteration, finetuner.recovering = 13, (10, 0.2)
+    assert finetuner.recovery({"critic/explained_variance": 0.1}) == {}
+    finetuner.iteration = 14
+    assert finetuner.recovery({"critic/explained_variance": 0.25}) == {"reset/recovery": 4.0}
+    assert finetuner.recovery({"critic/explained_variance": 0.3}) == {}
 
 
 class Rescaled(MixedPrecision):

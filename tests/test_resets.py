@@ -3,12 +3,13 @@ import torch
 
 from src.critic.base import Head
 from src.errors import UserError
+from src.ranks import Ranks
 from src.resets.active import ActiveReset
 from src.resets.dormant import DormantReset
 from src.resets.full import FullReset
 from src.resets.lora import LoraNeurons
 from src.resets.none import NoReset
-from src.resets.ops import Reinit, magnitudes, neuron_scores, overlap, probe_states, top_share
+from src.resets.ops import Reinit, even_states, magnitudes, neuron_scores, overlap, probe_states, top_share
 from src.resets.random import RandomReset
 from tests.test_policy import make_policy, perturb
 
@@ -219,17 +220,18 @@ def adapted() -> tuple[LoraNeurons, torch.optim.Optimizer]:
     for p in policy.trainable():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    return LoraNeurons(policy, rows=4), optimizer
+    return LoraNeurons(policy, microbatch=3), optimizer
 
 
 def test_lora_ranks_are_measured_by_what_passes_through_them(adapted):
     lora, _ = adapted
     policy, rollout = lora.policy, lora.policy.sample(["cat", "owl"], [1, 2])
-    seen = lora.magnitudes(rollout)
+    samples, slots = even_states(2, 2, 4)
+    assert samples.tolist() == [0, 0, 1, 1] and slots.tolist() == [0, 1, 0, 1]
+    seen = lora.magnitudes(rollout, samples, slots)
     assert [len(layer) for layer in seen] == [4] * len(lora.pairs)
     first = lora.pairs[0][0]
     with torch.no_grad():  # the first adapter sees the input of the first block
-        samples, slots = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
         inputs = []
         handle = first.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         text = policy.encode_prompts([rollout.prompts[i] for i in samples])
@@ -237,6 +239,20 @@ def test_lora_ranks_are_measured_by_what_passes_through_them(adapted):
         handle.remove()
         expected = torch.nn.functional.conv2d(inputs[0], first.weight, padding=1).abs().sum((0, 2, 3))
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_lora_ranks_are_the_same_seen_by_two_processes(adapted):
+    lora, _ = adapted
+    rollout = lora.policy.sample(["cat", "owl", "dog"], [1, 2, 3])
+    samples, slots = even_states(3, 2, 5)
+    assert len(samples) == 6 and slots.bincount().tolist() == [3, 3]  # as many of each timestep
+    whole, parts = lora.magnitudes(rollout, samples, slots), []
+    for ranks in (Ranks(0, 2), Ranks(1, 2)):
+        part, own = ranks.part(3), ranks.own(samples, 3)
+        theirs = rollout.of(torch.arange(3)[part])
+        parts.append(lora.magnitudes(theirs, samples[own] - part.start, slots[own]))
+    for all_of_it, first, second in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(first + second, all_of_it)
 
 
 def test_reset_ranks_add_nothing_and_the_others_stay(adapted):
@@ -264,5 +280,5 @@ def test_what_cannot_be_reset_is_told():
     with pytest.raises(UserError, match="scored by activation"):
         ActiveReset(score="gradient", where="both")
     with pytest.raises(UserError, match="choose policy=lora"):
-        LoraNeurons(make_policy(finetune="full"), rows=4)
+        LoraNeurons(make_policy(finetune="full"), microbatch=4)
     assert not ActiveReset(where="policy").needs_critic and not NoReset(where="both").needs_lora

@@ -10,7 +10,17 @@ from scipy import stats
 
 from src.errors import UserError
 from src.report.runs import Run
-from src.report.study import by_arm, compare, crossing, means, outcomes, reached_by_all, table, write_tables
+from src.report.study import (
+    against,
+    by_arm,
+    compare,
+    crossing,
+    means,
+    only_finished,
+    outcomes,
+    table,
+    write_tables,
+)
 
 
 def a_run(gold, proxy, seed=0, reset="none", iterations=None) -> Run:
@@ -44,10 +54,9 @@ def a_run(gold, proxy, seed=0, reset="none", iterations=None) -> Run:
 
 
 def test_readings_at_equal_levels():
-    found = outcomes(a_run([0, 0.4, 0.2, -0.4], [0, 1, 2, 3]), proxy_level=1.5, steps_level=30)
-    assert found["gold_at_proxy"] == pytest.approx(0.3)  # half way from 0.4 to 0.2
-    assert found["cross_at_proxy"] == pytest.approx(3.0) and found["kl_at_proxy"] == pytest.approx(150)
-    assert found["gold_at_steps"] == pytest.approx(0.3) and found["proxy_at_steps"] == pytest.approx(1.5)
+    found = outcomes(a_run([0, 0.4, 0.2, -0.4], [0, 1, 2, 3]), levels=(1.5,))
+    assert found["gold_at_1.5"] == pytest.approx(0.3)  # half way from 0.4 to 0.2
+    assert found["cross_at_1.5"] == pytest.approx(3.0) and found["kl_at_1.5"] == pytest.approx(150)
     assert (found["gold_peak"], found["gold_peak_queries"]) == (0.4, 640)
     assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
     assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
@@ -63,11 +72,11 @@ def test_crossing_reads_the_first_time_only():
 def arms() -> pd.DataFrame:
     runs = [a_run([0, g], [0, 1.0 + g], seed=s, reset="none") for s, g in enumerate((0.1, 0.2, 0.3))]
     runs += [a_run([0, g], [0, 2.0], seed=s, reset="active") for s, g in enumerate((0.2, 0.4, 0.6))]
-    return table(runs, lambda config: config["reset.name"], reached_by_all(runs))
+    return table(runs, lambda config: config["reset.name"])
 
 
 def test_arms_are_compared_seed_by_seed():
-    found = compare(arms(), ["gold_end"], "none").iloc[0]
+    found = compare(arms(), ["gold_end"], against(arms(), "none")).iloc[0]
     # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, standard error 0.1 / sqrt(3); t(0.975, 2) = 4.3027
     assert found["difference"] == pytest.approx(0.2) and found["d"] == pytest.approx(2.0)
     assert found["high"] - found["difference"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
@@ -75,11 +84,12 @@ def test_arms_are_compared_seed_by_seed():
 
 
 def test_p_values_are_corrected_over_the_whole_table():
-    both = compare(arms(), ["gold_end", "held_out_gold_end"], "none")
+    pairs = [("active", "none")]
+    both = compare(arms(), ["gold_end", "held_out_gold_end"], pairs)
     assert both.p_adjusted.tolist() == pytest.approx(both.p.tolist())  # two equal p: 2 p / 2
     found = arms()
     found["noise"] = [0.1, 0.2, 0.4, 0.2, 0.1, 0.5]
-    wide = compare(found, ["gold_end", "noise"], "none")
+    wide = compare(found, ["gold_end", "noise"], pairs)
     low, high = sorted(wide.p)
     assert sorted(wide.p_adjusted) == pytest.approx([min(2 * low, high), high])
 
@@ -99,12 +109,34 @@ def test_runs_are_grouped_by_arm():
 
 
 def test_what_cannot_be_compared_is_told():
-    with pytest.raises(UserError, match="baseline=full is none of the arms active, none"):
-        compare(arms(), ["gold_end"], "full")
+    with pytest.raises(UserError, match="full is none of the arms active, none"):
+        compare(arms(), ["gold_end"], [("active", "full")])
     with pytest.raises(UserError, match="two runs of seed 0"):
         table([a_run([0, 1], [0, 1]), a_run([0, 1], [0, 1])], lambda config: "all")
-    with pytest.raises(UserError, match="is not finished"):
-        table([a_run([0, 1], [0, 1], iterations=99)], lambda config: "all")
+    with pytest.raises(UserError, match="none of these runs is finished"):
+        only_finished([a_run([0, 1], [0, 1], iterations=99)])
+
+
+def test_unfinished_runs_are_left_out_and_named(capsys):
+    done = a_run([0, 1], [0, 1])
+    assert only_finished([done, a_run([0, 1], [0, 1], iterations=99)]) == [done]
+    assert "left out, for it is not finished: nowhere" in capsys.readouterr().out
+
+
+def test_no_difference_is_a_verdict_of_its_own():
+    found = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 4, "seed": [0, 1, 2, 3] * 2})
+    found["equal"] = [0.0] * 4 + [0.01, -0.01, 0.02, -0.02]  # t interval +-0.029
+    found["wild"] = [0.0] * 4 + [1.0, -1.0, 0.5, -0.2]
+    found["far"] = [0.0] * 4 + [1.0, 1.1, 0.9, 1.0]
+    verdicts = compare(found, ["equal", "wild", "far"], [("b", "a")], margin=0.1).verdict.tolist()
+    assert verdicts == ["within margin", "undecided", "differs"]
+    assert compare(found, ["equal"], [("b", "a")]).verdict.tolist() == ["undecided"]  # no margin
+
+
+def test_one_seed_alone_is_shown_without_a_verdict():
+    one = arms().query("seed == 0")
+    row = compare(one, ["gold_end"], [("active", "none")]).iloc[0]
+    assert row.pairs == 1 and row.difference == pytest.approx(0.1) and math.isnan(row.p) and row.verdict == "undecided"
 
 
 def test_tables_read_as_markdown(tmp_path):

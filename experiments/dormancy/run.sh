@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# Critics, gradients and probes, five seeds. What is done is not repeated.
-set -euo pipefail
+# Critics, gradients and probes, five seeds. What is done is not repeated; a run that fails stops no other.
+set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-multirun/dormancy}
-ours="critic_gradient_factor=1.0,1.52587890625e-05 neuron_probe=1024 neuron_probe_scattered=false"
-authors="critic_gradient_factor=1.0 neuron_probe=8 neuron_probe_scattered=true"  # the gradients are none of the probe's
-for arms in "$ours" "$authors"; do
-  # shellcheck disable=SC2086
-  ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_hps critic.activation=relu,none seed=0,1,2,3,4 \
-    budget=study iterations=40 evaluation.every=40 $arms hydra.sweep.dir="$OUT" "$@"
+failed=0
+x0="critic=image_tower_x0 critic_epochs=10"
+for seed in ${SEEDS:-0 1 2 3 4}; do
+  for arms in "$x0 critic.activation=relu,none critic_gradient_factor=1.0,1.52587890625e-05" \
+    "$x0 critic.activation=relu,none neuron_probe=8 neuron_probe_scattered=true" \
+    "+preset=official reset=none"; do
+    # shellcheck disable=SC2086
+    ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_hps $arms seed="$seed" \
+      iterations=40 lr_factor=10 lr_ramp=60 evaluation.every=40 hydra.sweep.dir="$OUT" "$@" || failed=1
+  done
 done
+exit $failed

@@ -4,32 +4,60 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from src.report.runs import find_runs
-from src.report.study import by_arm, compare, means, reached_by_all, table, write_tables
+from src.report.study import by_arm, compare, judged, means, only_finished, paired, table, write_tables
 from src.report.study_plots import PROXY_AND_GOLD, draw_curves
 
 HERE = Path(__file__).parent
-COLUMNS = ["proxy_end", "gold_end", "gold_peak", "overoptimization", "gold_at_proxy", "proxy_at_steps", "gold_at_steps"]
+LEVELS = (1.0, 1.5, 2.0)
+OUTCOMES = ["proxy_end", "gold_at_2", "gold_peak", "overoptimization"]
+COLUMNS = ["optimizer_steps", *OUTCOMES, "gold_end", "gold_at_1", "gold_at_1.5", "kl_at_2", "explained_variance"]
+MARGIN = 0.1  # base sd; what the predictions call no difference
+DDPO, TDPO = "no critic, per trajectory", "critic, per timestep"
+PER_STEP, PER_TRAJECTORY = "no critic, per timestep", "critic, per trajectory"
+STANDARDISED, EIGHT_STEPS = "no critic, per timestep, standardised", "no critic, per trajectory, 8 steps"
+PUBLISHED = "published critic, per timestep"
+CONTRASTS = [
+    (TDPO, DDPO),  # the whole of it
+    (PER_STEP, DDPO),  # its steps
+    (TDPO, PER_STEP),  # its critic
+    (TDPO, STANDARDISED),  # its critic, advantages standardised on both sides
+    (PER_TRAJECTORY, DDPO),
+    (PER_STEP, EIGHT_STEPS),  # ten steps of one timestep each, or eight of all timesteps, of one learning rate
+    (PUBLISHED, PER_STEP),
+]
 
 
 def arm(config: dict[str, Any]) -> str:
-    critic = "critic" if config["algorithm._target_"].endswith("TDPO") else "no critic"
-    return f"{critic}, per {config['algorithm.schedule']}"
+    name = f"no critic, per {config['algorithm.schedule']}"
+    if config["algorithm._target_"].endswith("TDPO"):
+        published = "published " if config["critic.state"] == "noisy" else ""
+        name = f"{published}critic, per {config['algorithm.schedule']}"
+    elif config["algorithm.standardise"]:
+        name += ", standardised"
+    return f"{name}, 8 steps" if config["algorithm.samples_per_update"] else name
+
+
+def interaction(found: pd.DataFrame) -> pd.DataFrame:
+    """What the critic adds to updates per timestep beyond what it adds to those per trajectory, seed by seed."""
+    rows = []
+    for column in OUTCOMES:
+        wide = found.pivot(index="seed", columns="arm", values=column)
+        difference = ((wide[TDPO] - wide[PER_STEP]) - (wide[PER_TRAJECTORY] - wide[DDPO])).dropna()
+        rows.append({"outcome": column, "pairs": len(difference), **paired(difference)})
+    return judged(pd.DataFrame(rows), MARGIN)
 
 
 def main() -> None:
-    runs = find_runs(sys.argv[1:] or ["multirun/method_2x2"])
-    level = reached_by_all(runs)
-    steps = min(run.iterations[-1]["optimizer_steps"] for run in runs)
-    found = table(runs, arm, level, steps)
-    heading = f"Means over seeds; equal proxy: +{level:.2f} base sd; equal optimizer steps: {steps}"
-    tables = {heading: means(found, COLUMNS)}
-    for schedule in ("timestep", "trajectory"):
-        part = found[found.arm.str.endswith(schedule)]
-        tables[f"The critic, updates per {schedule}"] = compare(part, COLUMNS, f"no critic, per {schedule}")
-    for critic in ("no critic", "critic"):
-        part = found[found.arm.str.startswith(critic)]
-        tables[f"The schedule, {critic}"] = compare(part, COLUMNS, f"{critic}, per trajectory")
+    runs = only_finished(find_runs(sys.argv[1:] or ["multirun/method_2x2"]))
+    found = table(runs, arm, LEVELS)
+    tables = {
+        "Means over seeds": means(found, COLUMNS),
+        "Arm against arm, paired by seed": compare(found, OUTCOMES, CONTRASTS, MARGIN),
+        "Critic x schedule, the interaction": interaction(found),
+    }
     write_tables(HERE, found, tables)
     draw_curves(by_arm(runs, arm), PROXY_AND_GOLD, HERE / "curves.png")
 

@@ -9,7 +9,7 @@ import yaml
 
 from src.report.figures import JUDGE
 from src.report.runs import Run, find_runs, flat
-from src.report.study import compare, crossing, means, table, write_tables
+from src.report.study import against, compare, crossing, means, table, write_tables
 from src.report.study_plots import PROXY_AND_GOLD, draw_curves
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def main() -> None:
     sizes = list(dict.fromkeys(found.arm))
     tables = {
         f"Means over seeds; equal KL: {level:,.0f} nats": means(found, COLUMNS),
-        "Against the fewest comparisons": compare(found, COLUMNS[1:], sizes[0]),
+        "Against the fewest comparisons": compare(found, COLUMNS[1:], against(found, sizes[0])),
     }
     write_tables(HERE, found, tables)
     arms = {size.strip(): [by_row[key] for key in by_row if key[0] == size] for size in sizes}

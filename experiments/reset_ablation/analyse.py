@@ -5,32 +5,47 @@ from pathlib import Path
 from typing import Any
 
 from src.report.runs import find_runs
-from src.report.study import by_arm, compare, means, reached_by_all, table, write_tables
+from src.report.study import against, by_arm, compare, means, only_finished, table, write_tables
 from src.report.study_plots import PROXY_AND_GOLD, draw_curves, draw_intervals
 
 HERE = Path(__file__).parent
-OUTCOMES = ["gold_at_proxy", "cross_at_proxy", "gold_peak", "overoptimization", "explained_variance"]
-COLUMNS = ["proxy_end", "gold_end", *OUTCOMES, "dormant", "reset_share"]
-DRAWN = ("none", "full", "active 1.0", "dormant 1.0", "random 0.5")
+LEVELS = (1.0, 1.5, 2.0)
+REWARDS = ["gold_at_2", "cross_at_2", "gold_peak", "overoptimization"]  # what the paper claims something about
+CRITIC = ["explained_variance", "dormant"]  # what resets do to the critic
+GAINS = ["proxy_end", "gold_end", "gold_at_1", "gold_at_1.5", *REWARDS]
+COLUMNS = [*GAINS, *CRITIC, "dormant_first", "reset_share", "recovery"]
+MARGIN = 0.1  # base sd; what the predictions call no difference
+DRAWN = ("none", "full", "active 1.0", "dormant 1.0", "random 1.0")
 
 
 def arm(config: dict[str, Any]) -> str:
     name = config["reset._target_"].rsplit(".", 1)[-1].removesuffix("Reset").lower().removeprefix("no")
-    name = name or "none"
-    return name if name in ("none", "full") else f"{name} {config['reset.ratio']}"
+    if name in ("", "full"):
+        return name or "none"
+    zero = ", zero" if config["reset.outgoing"] == "zero" else ""
+    return f"{name} {config['reset.ratio']}{zero}"
 
 
 def main() -> None:
-    runs = find_runs(sys.argv[1:] or ["multirun/reset_ablation"])
-    level = reached_by_all(runs)
-    found = table(runs, arm, level)
-    against_none = compare(found, OUTCOMES, "none")
-    heading = f"Means over seeds; equal proxy: +{level:.2f} base sd"
-    write_tables(HERE, found, {heading: means(found, COLUMNS), "Against none, paired by seed": against_none})
+    runs = only_finished(find_runs(sys.argv[1:] or ["multirun/reset_ablation"]))
+    found = table(runs, arm, LEVELS)
     arms = by_arm(runs, arm)
+    ratios = [name.removeprefix("active ") for name in arms if name.startswith("active") and "zero" not in name]
+    others = [("active 1.0", "full"), ("active 1.0", "active 1.0, zero")]
+    others += [(f"active {ratio}", f"{name} {ratio}") for ratio in ratios for name in ("random", "dormant")]
+    others = [pair for pair in others if set(pair) <= set(arms)]
+    against_none = compare(found, REWARDS, against(found, "none"), MARGIN)
+    tables = {
+        "Means over seeds": means(found, COLUMNS),
+        "Rewards, against none": against_none,
+        "Rewards, arm against arm": compare(found, REWARDS, others, MARGIN),
+        "The critic, against none": compare(found, CRITIC, against(found, "none"), MARGIN),
+        "The critic, arm against arm": compare(found, CRITIC, others, MARGIN),
+    }
+    write_tables(HERE, found, tables)
     draw_curves({name: arms[name] for name in DRAWN if name in arms}, PROXY_AND_GOLD, HERE / "curves.png")
-    gold = against_none[against_none.outcome == "gold_at_proxy"]
-    label = f"gold at equal trained reward (+{level:.2f}), difference from no reset [base sd]"
+    gold = against_none[against_none.outcome == "gold_at_2"]
+    label = "gold where the trained reward has gained 2, difference from no reset [base sd]"
     draw_intervals(gold.arm, gold.difference, (gold.high - gold.low) / 2, label, HERE / "gold_at_proxy.png")
 
 

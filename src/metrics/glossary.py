@@ -43,10 +43,15 @@ GLOSSARY: dict[str, Entry] = {
     "neurons/gradient_dormant_0.1": Entry("share", "by gradient, score <= 0.1"),
     "reset/share": Entry("share", "hidden critic neurons reset after this iteration"),
     "reset/lora_share": Entry("share", "ranks of the policy's LoRA reset after this iteration"),
+    "reset/lora_share/layer_<k>": Entry("share", "of the k-th adapter's ranks"),
+    "reset/lora_overlap": Entry("share", "ranks reset now and last time, of those reset in either (Jaccard index)"),
     "reset/share/layer_<k>": Entry("share", "of the k-th hidden layer, where a reset was made"),
     "reset/overlap": Entry("share", "neurons reset now and last time, of those reset in either (Jaccard index)"),
     "reset/explained_variance_before": Entry("share", "of the critic on the iteration's samples, before the reset"),
     "reset/explained_variance_after": Entry("share", "the same after it"),
+    "reset/recovery": Entry(
+        "iterations", "from the last reset until critic/explained_variance was back where it was, once it is"
+    ),
     "eval/<reward>/mean": Entry("reward", "raw reward on the evaluation prompts and seeds"),
     "eval/<reward>/std": Entry("reward", "its population standard deviation over pictures"),
     "eval/<reward>/base_sd": Entry("reward", "standard deviation of the base's samples within a prompt, pooled"),

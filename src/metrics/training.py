@@ -70,8 +70,8 @@ def neuron_metrics(scores: dict[str, list[Scores]]) -> Metrics:
     return metrics
 
 
-def reset_metrics(masks: list[Mask], before: list[Mask] | None) -> Metrics:
+def reset_metrics(masks: list[Mask], before: list[Mask] | None, prefix: str = "reset/") -> Metrics:
     """Shares of hidden neurons that a reset took, and its overlap with the reset before it, if there was one."""
-    shares = {f"reset/share/layer_{k}": mask.float().mean().item() for k, mask in enumerate(masks)}
-    again = {"reset/overlap": overlap(masks, before)} if before is not None else {}
-    return {"reset/share": torch.cat(masks).float().mean().item()} | shares | again
+    shares = {f"{prefix}share/layer_{k}": mask.float().mean().item() for k, mask in enumerate(masks)}
+    again = {f"{prefix}overlap": overlap(masks, before)} if before is not None else {}
+    return {f"{prefix}share": torch.cat(masks).float().mean().item()} | shares | again

@@ -34,6 +34,12 @@ class Run:
     label: str = ""
 
     @property
+    def commit(self) -> str:
+        """Of the code that began it, in short; empty where none is known."""
+        file = self.folder / "versions.json"
+        return (json.loads(file.read_text())["commit"] or "")[:9] if file.exists() else ""
+
+    @property
     def trained(self) -> str:
         return self.config["train_reward"]
 

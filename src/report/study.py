@@ -27,13 +27,11 @@ def crossing(x: Sequence[float | int], y: Sequence[float | int], level: float | 
     return float("nan")
 
 
-def outcomes(
-    run: Run, proxy_level: float | int | None = None, steps_level: float | int | None = None
-) -> dict[str, float | int | None]:
+def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | None]:
     """What became of a run; rewards in base sd, on the training prompts unless they say otherwise.
 
-    `gold_at_proxy`, `cross_at_proxy` and `kl_at_proxy` are read where the trained reward's gain first reaches
-    `proxy_level`, `gold_at_steps` and `proxy_at_steps` after `steps_level` optimizer steps; linear between evaluations.
+    For each of the levels, `gold_at_L`, `cross_at_L` and `kl_at_L` are read where the trained reward's gain first
+    reaches L, linear between evaluations; nan where it never does. What the critic says is a mean of the later half.
     """
     gold, proxy = run.series(f"eval/{JUDGE}/gain"), run.series(f"eval/{run.trained}/gain")
     names = [name for name in run.config["suite"]["rewards"] if name != run.trained]
@@ -55,25 +53,17 @@ def outcomes(
         "kl_end": last["kl/trajectory"],
         "vendi_end": last["pictures/vendi"],
         "explained_variance": _mean(later_half, "critic/explained_variance"),
+        "dormant_first": run.iterations[0].get("neurons/dormant_0"),
         "dormant": _mean(later_half, "neurons/dormant_0"),
         "dormant_0.025": _mean(later_half, "neurons/dormant_0.025"),
         "dormant_0.1": _mean(later_half, "neurons/dormant_0.1"),
         "reset_share": _mean([row for row in run.iterations if row.get("reset/share")], "reset/share"),
+        "recovery": _mean(run.iterations, "reset/recovery"),
     }
-    if proxy_level is not None:
-        columns = {"gold": gold, "cross": cross, "kl": run.series("kl/trajectory")}
-        found |= {f"{name}_at_proxy": crossing(proxy, column, proxy_level) for name, column in columns.items()}
-    if steps_level is not None:
-        steps = steps_at_evaluations(run)
-        columns = {"gold": gold, "proxy": proxy}
-        found |= {f"{name}_at_steps": crossing(steps, column, steps_level) for name, column in columns.items()}
+    columns = {"gold": gold, "cross": cross, "kl": run.series("kl/trajectory")}
+    for level in levels:
+        found |= {f"{name}_at_{level:g}": crossing(proxy, column, level) for name, column in columns.items()}
     return found
-
-
-def steps_at_evaluations(run: Run) -> list[float]:
-    """Optimizer steps of the policy done at each evaluation."""
-    done = {row["iteration"]: row["optimizer_steps"] for row in run.iterations}
-    return [float(done.get(row["iteration"], 0)) for row in run.evaluations]
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -92,19 +82,17 @@ def by_arm(runs: Iterable[Run], arm: Callable[[dict[str, Any]], str]) -> dict[st
 def table(
     runs: Iterable[Run],
     arm: Callable[[dict[str, Any]], str],
-    proxy_level: float | int | None = None,
-    steps_level: float | int | None = None,
+    levels: Sequence[float] = (),
+    row_of: Callable[..., dict[str, Any]] = outcomes,
 ) -> pd.DataFrame:
-    """One row a run: its arm, as `arm` names it from the flat configuration, its seed, and its outcomes.
+    """One row a run: its arm, as `arm` names it from the flat configuration, its seed, commit, and outcomes.
 
     Raises UserError where an arm has two runs of one seed, or a run stopped before its last evaluation.
     """
     rows = []
     for run in runs:
         config = flat(run.config)
-        if not run.iterations or run.evaluations[-1]["iteration"] < config["iterations"]:
-            raise UserError(f"{run.folder} is not finished; run the study's command again, which goes on with it.")
-        rows.append({"arm": arm(config), "seed": config["seed"], **outcomes(run, proxy_level, steps_level)})
+        rows.append({"arm": arm(config), "seed": config["seed"], "commit": run.commit, **row_of(run, levels)})
     found = pd.DataFrame(rows).sort_values(["arm", "seed"], kind="stable").reset_index(drop=True)
     twice = found[found.duplicated(["arm", "seed"])]
     if len(twice):
@@ -113,9 +101,21 @@ def table(
     return found
 
 
-def reached_by_all(runs: Iterable[Run]) -> float:
-    """The highest gain of the trained reward that every run reaches."""
-    return float(min(max(run.series(f"eval/{run.trained}/gain")) for run in runs))
+def finished(run: Run) -> bool:
+    """Whether its last evaluation has been made."""
+    return bool(run.iterations) and run.evaluations[-1]["iteration"] >= run.config["iterations"]
+
+
+def only_finished(runs: Iterable[Run]) -> list[Run]:
+    """Tells which runs are left out. Raises UserError where none is finished."""
+    runs = list(runs)
+    for run in runs:
+        if not finished(run):
+            print(f"left out, for it is not finished: {run.folder}")
+    done = [run for run in runs if finished(run)]
+    if not done:
+        raise UserError("none of these runs is finished; run the study's command again, which goes on with them.")
+    return done
 
 
 def means(found: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -132,33 +132,58 @@ def means(found: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(found: pd.DataFrame, columns: list[str], baseline: str) -> pd.DataFrame:
-    """Every arm against `baseline`, paired by seed: difference, 95% t interval, effect size, p.
+Contrast = tuple[str, str]  # an arm, and the arm that it is held against
+
+
+def against(found: pd.DataFrame, baseline: str) -> list[Contrast]:
+    """Every other arm against this one."""
+    return [(arm, baseline) for arm in dict.fromkeys(found.arm) if arm != baseline]
+
+
+def compare(
+    found: pd.DataFrame, columns: list[str], contrasts: Sequence[Contrast], margin: float | None = None
+) -> pd.DataFrame:
+    """Arms held against each other, paired by seed: difference, 95% t interval, effect size, p, and a verdict.
 
     `d` is Cohen's d of paired differences (mean over standard deviation). `p` is of the two-sided paired t test,
-    `p_adjusted` that after Benjamini and Hochberg's correction over all rows of this table. Pairs of which one is
-    missing are left out. Raises UserError on an unknown baseline.
+    `p_adjusted` that after Benjamini and Hochberg's correction over all rows of this table, which should hold one
+    family of questions. Verdict: `differs` (p_adjusted < 0.05), else `within margin` (the interval lies inside
+    +-margin), else `undecided`. Pairs of which one is missing are left out. Raises UserError on an unknown arm.
     """
-    if baseline not in set(found.arm):
-        raise UserError(f"baseline={baseline} is none of the arms {', '.join(dict.fromkeys(found.arm))}.")
+    for name in (name for pair in contrasts for name in pair):
+        if name not in set(found.arm):
+            raise UserError(f"{name} is none of the arms {', '.join(dict.fromkeys(found.arm))}.")
     rows = []
     for column in columns:
         wide = found.pivot(index="seed", columns="arm", values=column)
-        for arm in dict.fromkeys(found.arm):
-            if arm == baseline:
-                continue
+        for arm, baseline in contrasts:
             pairs = wide[[arm, baseline]].dropna()
-            difference = pairs[arm] - pairs[baseline]
-            row = {"outcome": column, "arm": arm, "pairs": len(pairs), "difference": difference.mean()}
-            if len(pairs) > 1:
-                test = stats.ttest_rel(pairs[arm], pairs[baseline])
-                low, high = test.confidence_interval(0.95)
-                row |= {"low": low, "high": high, "d": difference.mean() / difference.std(), "p": test.pvalue}
-            rows.append(row)
-    result = pd.DataFrame(rows)
-    known = result.p.notna()
-    result.loc[known, "p_adjusted"] = stats.false_discovery_control(result.p[known])
-    return result
+            row = {"outcome": column, "arm": arm, "against": baseline, "pairs": len(pairs)}
+            rows.append(row | paired(pairs[arm] - pairs[baseline]))
+    return judged(pd.DataFrame(rows), margin)
+
+
+def paired(difference: pd.Series) -> dict[str, float]:
+    """Mean, 95% t interval, Cohen's d and p of differences; nan for what one pair cannot tell."""
+    unknown = dict.fromkeys(("low", "high", "d", "p"), float("nan"))
+    if len(difference) < 2:
+        return {"difference": difference.mean()} | unknown
+    test = stats.ttest_1samp(difference, 0.0)
+    low, high = test.confidence_interval(0.95)
+    spread = difference.std()
+    d = difference.mean() / spread if spread > 0 else float("nan")
+    return {"difference": difference.mean(), "low": low, "high": high, "d": d, "p": test.pvalue}
+
+
+def judged(rows: pd.DataFrame, margin: float | None) -> pd.DataFrame:
+    """The rows with p corrected over all of them, and a verdict."""
+    known = rows.p.notna()
+    rows["p_adjusted"] = float("nan")
+    if known.any():
+        rows.loc[known, "p_adjusted"] = stats.false_discovery_control(rows.p[known])
+    inside = (rows.low > -(margin or 0)) & (rows.high < (margin or 0))
+    rows["verdict"] = np.select([rows.p_adjusted < 0.05, inside], ["differs", "within margin"], "undecided")
+    return rows
 
 
 def write_tables(folder: Path, found: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> None:

@@ -49,6 +49,22 @@ def draw_curves(
     plt.close(figure)
 
 
+def draw_shares(arms: dict[str, Sequence[Run]], key: str, label: str, target: Path) -> None:
+    """A metric of the iterations: a thin line for each run, a thick one for the mean of an arm."""
+    figure, axis = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
+    for k, (arm, runs) in enumerate(arms.items()):
+        curves = np.array([run.series(key, run.iterations) for run in runs])
+        iterations = [row["iteration"] for row in runs[0].iterations]
+        colour = COLOURS[k % len(COLOURS)]
+        axis.plot(iterations, curves.T, color=colour, linewidth=0.7, alpha=0.5)
+        axis.plot(iterations, curves.mean(0), color=colour, linewidth=2, label=arm)
+    axis.set(xlabel="iteration", ylabel=label, ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
 def draw_intervals(names: Sequence[str], values: Sequence[float], halves: Sequence[float], label: str, target: Path):
     """Means with the half-widths of their intervals, one row an arm."""
     figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(names)), layout="constrained")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from src.errors import UserError
@@ -18,25 +19,24 @@ class LoraNeurons:
     """The ranks of every adapter of a policy. Raises UserError where the policy has none.
 
     Args:
-        rows: (sample, timestep) states of the rollout, spread evenly, that they are measured on.
+        microbatch: states that go through the UNet at a time.
     """
 
-    def __init__(self, policy: DiffusionPolicy, rows: int):
-        self.policy, self.rows = policy, rows
+    def __init__(self, policy: DiffusionPolicy, microbatch: int):
+        self.policy, self.microbatch = policy, microbatch
         adapted = [module for module in policy.unet.modules() if getattr(module, "lora_A", None)]
         self.pairs: list[tuple[Half, Half]] = [(m.lora_A["default"], m.lora_B["default"]) for m in adapted]
         if not self.pairs:
             raise UserError("reset.where=policy resets LoRA's ranks and this policy has none: choose policy=lora.")
 
     @torch.no_grad()
-    def magnitudes(self, rollout: Rollout) -> list[Scores]:
-        """sum_x |h_i(x)| over the probed states, and over places where the adapter is a convolution."""
-        b, t = rollout.log_probs.shape
-        samples = torch.linspace(0, b - 1, self.rows).round().long()
-        slots = torch.arange(self.rows) % t
-        text = self.policy.encode_prompts([rollout.prompts[i] for i in samples.tolist()])
+    def magnitudes(self, rollout: Rollout, samples: Int[Tensor, " n"], slots: Int[Tensor, " n"]) -> list[Scores]:
+        """sum_x |h_i(x)| over these states, and over places where the adapter is a convolution."""
         with self._summing() as sums, torch.compiler.set_stance("force_eager"):  # a compiled UNet would not see hooks
-            self.policy.predict(rollout.latents[samples, slots], rollout.timesteps[slots], text)
+            for i, j in zip(samples.split(self.microbatch), slots.split(self.microbatch), strict=True):
+                if len(i):
+                    text = self.policy.encode_prompts([rollout.prompts[k] for k in i.tolist()])
+                    self.policy.predict(rollout.latents[i, j], rollout.timesteps[j], text)
         return sums
 
     @contextmanager

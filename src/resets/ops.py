@@ -41,6 +41,12 @@ def probe_states(
     return samples.repeat_interleave(t), torch.arange(t).repeat(len(samples))
 
 
+def even_states(b: int, t: int, states: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """(sample, timestep slot) of at least so many states, as many of each timestep, over evenly spread samples."""
+    n = t * -(-states // t)
+    return torch.linspace(0, b - 1, n).round().long(), torch.arange(n) % t
+
+
 def overlap(masks: list[Mask], others: list[Mask]) -> float:
     """Jaccard index of two selections over all layers: shared over selected by either; 0 where nobody is selected."""
     ours, theirs = torch.cat(masks), torch.cat(others)
