@@ -118,7 +118,7 @@ def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: lis
     """A row for each n = 1, 2, 4, ... up to the pool; gains over the base's mean of the prompt, in base sd."""
     size = next(iter(scores.values())).shape[1]
     units = [prompt for prompt in prompts for _ in range(size)]
-    spread = {name: max(spread_within(table.flatten().numpy(), units), 1e-12) for name, table in scores.items()}
+    spread = {name: spread_within(table.flatten().numpy(), units) or float("nan") for name, table in scores.items()}
     rows: list[Row] = []
     peak = dict.fromkeys(scores, float("-inf"))
     for n in (2**k for k in range(size.bit_length()) if 2**k <= size):

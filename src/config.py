@@ -58,6 +58,7 @@ class Suite:
     base_moments: dict[str, dict[str, float]] | None = None  # mean and std of rewards on the base's pictures
     judges: dict[str, Any] | None = None  # what only evaluates
     tower: dict[str, Any] = MISSING
+    control: str | None = None  # what choosing the best of n base samples does, where it is known
     budgets: dict[str, Budget] = MISSING
 
 

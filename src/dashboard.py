@@ -57,9 +57,9 @@ def sections(rewards: list[str], judges: list[str]) -> dict[str, list]:
         ],
         "Cross-reward matrix": [
             wr.BarPlot(
-                title=f"{name}, by experiment",
+                title=f"{name}, by trained reward",
                 metrics=[f"eval/{name}/gain.last"],
-                groupby=wr.Config("name"),
+                groupby=wr.Config("train_reward"),
                 groupby_aggfunc="mean",
                 groupby_rangefunc="stderr",
                 title_x=GAIN,
@@ -76,7 +76,7 @@ def sections(rewards: list[str], judges: list[str]) -> dict[str, list]:
         ],
         "Critic and resets": [
             line("Dormant neurons", ["neurons/dormant_0", "neurons/dormant_0.025", "neurons/dormant_0.1"]),
-            line("Share of neurons reset", ["reset/share"]),
+            line("Share of neurons reset", ["reset/share", "reset/lora_share"]),
             line("Explained variance", ["critic/explained_variance"]),
             line("Critic loss", ["critic/loss"]),
         ],
@@ -97,7 +97,8 @@ def make_workspace(entity: str, project: str, panels: dict[str, list]) -> Any:
         sections=[ws.Section(name=name, panels=content, is_open=True) for name, content in panels.items()],
         settings=ws.WorkspaceSettings(x_axis=X, max_runs=20),
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Config("name")], pinned_columns=["config:train_reward", "config:seed"]
+            groupby=[ws.Config("name"), ws.Config("train_reward")],
+            pinned_columns=["config:train_reward", "config:seed"],
         ),
     )
 

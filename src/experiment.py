@@ -218,9 +218,17 @@ def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
     if rank_zero_only.rank != 0:
         return []
     group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
-    tags = [cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *swept]
+    tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *reset_tags(cfg), *swept]))
     tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=group, tags=tags, config=cfg)
     return [JsonlLogger(folder / "metrics.jsonl"), tracker]
+
+
+def reset_tags(cfg: dict[str, Any]) -> list[str]:
+    """What a run resets, and how much of it: reset=active, reset.ratio=0.5."""
+    name = cfg["reset"]["_target_"].rsplit(".", 1)[-1].removesuffix("Reset").lower()
+    if cfg["task"] != "finetune" or name == "no":
+        return []
+    return [f"reset={name}"] + ([f"reset.ratio={cfg['reset']['ratio']}"] if name != "full" else [])
 
 
 def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:
@@ -312,7 +320,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         if key.startswith("eval/") and key.endswith("/gain"):
             name = key.split("/")[1]
             measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
-            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}
+            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}  # all, where there is a gain
             held_out = final.get(f"held_out/{name}/gain")
             table.add_row(
                 f"{name} (trained)" if name == summary["train_reward"] else name,

@@ -47,8 +47,8 @@ class RewardFinetuner(LightningModule):
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
-        critic_epochs: passes of the critic over an iteration's states: the first beside the policy's updates, the others
-            after them, with an optimizer step for each timestep.
+        critic_epochs: passes of the critic over an iteration's states: the first beside the policy's updates, the
+            others after them, with an optimizer step for each timestep.
         critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
         neuron_probe, neuron_probe_scattered: states of the rollout that neurons are measured on; see probe_states.
     """
@@ -163,7 +163,8 @@ class RewardFinetuner(LightningModule):
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         norms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         ratios, steps = RatioStatistics(t, self.device), 0
-        for total, samples, slots in self._own_updates(b, t):
+        by_step: dict[int, list[Tensor]] = defaultdict(list)  # gradient norms of the policy
+        for total, samples, slots, slot in self._own_updates(b, t):
             for part in torch.arange(len(samples)).split(self.microbatch):
                 if not len(part):
                     continue  # all of these samples are other ranks'
@@ -183,6 +184,8 @@ class RewardFinetuner(LightningModule):
                     sums["critic/loss"] += share * value_loss.detach()
             for name, norm in self._optimizer_step().items():
                 norms[name] += norm
+                if name == "policy/grad_norm" and slot is not None:
+                    by_step[slot].append(norm)
             steps += 1
         if features is not None:
             self._critic_passes(features, credit, b)
@@ -192,7 +195,7 @@ class RewardFinetuner(LightningModule):
         for name, value in means.items():
             if not (name.endswith("grad_norm") and self._scaler):  # a scale is found by overflowing now and then
                 self.check_finite(name, torch.tensor(value))
-        return means
+        return means | {f"policy/grad_norm/step_{k}": torch.stack(by_step[k]).mean().item() for k in sorted(by_step)}
 
     def measure_and_reset(
         self, rollout: Rollout, features: Float[Tensor, "own t d"] | None, credit: Credit, metrics: Metrics
@@ -245,11 +248,12 @@ class RewardFinetuner(LightningModule):
             first = group.setdefault("initial_lr", group["lr"])  # kept in checkpoints
             group["lr"] = first * (1 + (self.lr_factor - 1) * progress)
 
-    def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Int[Tensor, " n"], Int[Tensor, " n"]]]:
-        """For each optimizer step the number of its rows, and of those that are this rank's the sample and the slot."""
+    def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Tensor, Tensor, int | None]]:
+        """Of each optimizer step the number of rows, this rank's samples and slots, and the slot if all share one."""
         for samples, slots in self._updates(b, t):
             own = self.ranks.own(samples, b)
-            yield len(samples), samples[own] - self.ranks.part(b).start, slots[own]
+            shared = int(slots[0]) if (slots == slots[0]).all() else None
+            yield len(samples), samples[own] - self.ranks.part(b).start, slots[own], shared
 
     def _backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds to this rank's gradients; they are added up over ranks once an optimizer step."""

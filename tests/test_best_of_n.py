@@ -26,6 +26,14 @@ def test_of_itself_it_rises_to_the_maximum():
     assert [best_of_n(proxy, proxy, n) for n in (1, 2, 3)] == pytest.approx([2.0, 8 / 3, 3.0])
 
 
+def test_among_equal_proxies_a_coin_decides():
+    proxy, gold = torch.zeros(4), torch.tensor([4.0, 0.0, 0.0, 0.0])
+    assert [best_of_n(proxy, gold, n) for n in (1, 2, 4)] == pytest.approx([1.0, 1.0, 1.0])
+    # 1 is chosen from every pair that has it (3 of 6), else one of the three zeros: (3 x 4 + 3 x 2) / 6
+    proxy, gold = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([4.0, 0.0, 0.0, 6.0])
+    assert best_of_n(proxy, gold, 2) == pytest.approx(3.0)
+
+
 def test_more_than_the_pool_is_refused():
     with pytest.raises(ValueError, match="best of 4 cannot be estimated from 3"):
         best_of_n(torch.zeros(3), torch.zeros(3), 4)

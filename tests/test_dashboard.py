@@ -37,7 +37,9 @@ def test_the_definition_survives_wandbs_own_schema(tmp_path):
     assert (again.entity, again.project) == ("team", "overopt")
     assert again.settings.x_axis == "reward_queries"
     titles = [panel.title for section in again.sections for panel in section.panels]
-    assert "gold: KL frontier" in titles and "gold, by experiment" in titles
+    assert "gold: KL frontier" in titles and "gold, by trained reward" in titles
+    bars = [panel for section in again.sections for panel in section.panels if "by trained reward" in panel.title]
+    assert {bar.groupby.name for bar in bars} == {"train_reward"}  # +sweeps=reward_matrix has one experiment's name
 
 
 def test_workspace_and_report_hold_the_same_panels():

@@ -11,11 +11,12 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from src.algorithms.ddpo import DDPO
 from src.algorithms.tdpo import TDPO
+from src.callbacks.evaluation import CrossRewardEvaluation
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.finetuner import RewardFinetuner
 from src.normalise import PromptNormaliser
-from src.prompts import PromptData
+from src.prompts import PromptData, PromptSets
 from src.resets.active import ActiveReset
 from src.resets.none import NoReset
 from src.rewards.base import RewardModel
@@ -232,6 +233,39 @@ def test_further_critic_passes_train_the_critic_alone(schedule):
     assert thrice.optimizer_steps == once.optimizer_steps
     steps = [next(iter(f._optimizers()[1].state.values()))["step"].item() for f in (once, thrice)]
     assert steps[1] - steps[0] == 2 * once.policy.num_steps  # one a timestep and pass, whatever the policy's schedule
+
+
+class Tower(Redness):
+    def embed_images(self, images):
+        return F.normalize(images.flatten(1), dim=1)
+
+
+@pytest.mark.parametrize("algorithm", [TDPO(1e-4, 0.2, 5.0), DDPO(1e-4, 5.0)])
+def test_training_does_not_notice_evaluation(algorithm, tmp_path):
+    evaluation = CrossRewardEvaluation(
+        run_dir=str(tmp_path),
+        rewards={"redness": Tower(), "other": Tower()},
+        prompts=PromptSets(["cat", "dog"], ["owl"]),
+        tower=Tower(),
+        judge=None,
+        samples_per_prompt=2,
+        every=1,
+    )
+    trained = []
+    for callbacks in ([], [evaluation]):
+        finetuner = build(algorithm, critic=new_critic() if algorithm.uses_critic else None, lr=1e-3)
+        rows = fit(finetuner, iterations=3, samples=4, callbacks=callbacks)
+        trained.append([row for row in rows if "policy/loss" in row])
+    assert len(evaluation.history) == 4 and len(trained[0]) == 3
+    assert trained[0] == trained[1]
+
+
+def test_gradient_norms_by_timestep_where_updates_have_one():
+    (row,) = fit(build(critic=new_critic(), lr=1e-3), iterations=1, samples=4)
+    by_step = [row[f"policy/grad_norm/step_{k}"] for k in range(STEPS)]
+    assert np.mean(by_step) == pytest.approx(row["policy/grad_norm"])
+    (row,) = fit(build(DDPO(1e-4, 5.0), lr=1e-3), iterations=1, samples=4)
+    assert "policy/grad_norm/step_0" not in row
 
 
 def test_recovery_is_told_once_when_the_critic_explains_as_much_again():

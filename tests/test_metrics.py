@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from src.callbacks.evaluation import EvaluationSet, spread
 from src.callbacks.gallery import picture_grid
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
 from src.metrics.glossary import lookup
-from src.metrics.intervals import bootstrap_mean, spread_within
+from src.metrics.intervals import area_under, bootstrap_mean, spread_within, t_quantile
 from src.metrics.training import RatioStatistics, critic_metrics, explained_variance, neuron_metrics
 from src.prompts import PromptBatches
 from src.seeding import seed_of
@@ -147,6 +148,24 @@ def test_seeds_do_not_collide():
     keys = [(0,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)]
     assert len({seed_of(*k) for k in keys}) == len(keys)
     assert seed_of(3, 4) == seed_of(3, 4)
+
+
+def test_area_by_hand_and_quantiles_of_t():
+    assert area_under([(0.0, 0.0), (2.0, 1.0), (1.0, 1.0)]) == pytest.approx(1.5)  # taken in the order of x
+    for freedom in (1, 2, 3, 4, 5, 9, 30):
+        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_a_reward_in_which_the_base_does_not_differ_has_no_gain():
+    part = EvaluationSet("eval", ["cat", "cat", "dog", "dog"], [0, 1, 2, 3])
+    flat, real = torch.ones(4), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    part.compare({"top1": flat, "hps": real}, "hps")
+    row = part.compare({"top1": torch.tensor([1.0, 1.0, 1.0, 0.0]), "hps": real + 1}, "hps")
+    assert row["eval/hps/gain"] == pytest.approx(2**0.5) and row["eval/top1/mean"] == 0.75
+    assert not {"eval/top1/gain", "eval/top1/gap", "eval/top1/below_peak"} & row.keys()
+    assert "eval/hps/gap" in part.compare({"hps": real}, "hps") and "eval/hps/gap" not in part.compare(
+        {"hps": real}, "top1"
+    )
 
 
 def test_grid_has_a_cell_for_every_picture():

@@ -183,9 +183,9 @@ def test_kl_equals_the_closed_form_for_a_mean_moved_by_a_constant():
     rollout = policy.sample(PROMPTS, SEEDS)
     with torch.no_grad():
         policy.unet.conv_out.bias += shift
-    a, a_prev = ddim.alpha_bars(policy.scheduler, policy.timesteps)
-    std = policy.step_std
+    a, a_prev = (bars.double() for bars in ddim.alpha_bars(policy.scheduler, policy.timesteps))
+    std = ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()  # eta 1
     moved = shift * (-(a_prev.sqrt()) * (1 - a).sqrt() + (1 - a_prev - std**2).clamp(min=0).sqrt() * a.sqrt())
     dimensions = torch.tensor(policy.latent_shape).prod()
     expected = dimensions * moved**2 / (2 * std**2)
-    torch.testing.assert_close(policy.kl_to_base(rollout), expected.expand(3, 4), rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(policy.kl_to_base(rollout).double(), expected.expand(3, 4), rtol=1e-5, atol=0)

@@ -63,18 +63,30 @@ def test_the_headline_says_what_happened(tmp_path, gold, ending):
     assert headline(run).endswith(ending)
 
 
+def test_the_headline_of_a_run_that_went_nowhere_or_down(tmp_path):
+    begun, worse = (
+        find_runs([str(make_run(tmp_path / name, gold, proxy))])[0]
+        for name, gold, proxy in (("begun", [0], [0]), ("worse", [0, 0.1], [0, -0.4]))
+    )
+    assert headline(begun).startswith("Only the base model has been evaluated so far")
+    assert "fell by 0.4 base sd; gold rose nevertheless to +0.1" in headline(worse)
+
+
 @pytest.mark.parametrize(
     ("gold", "proxy", "expected"),
     [
         # held-out gains are half the proxy's; an alarm needs a fall of more than 0.1
-        ([0, 0.4, 0.2, -0.4], [0, 1.0, 0.6, 0.2], (1280, 640, 640, 640, 0.4, -0.4, False)),
-        ([0, 0.4, -0.4, -1.0], [0, 1, 2, 2.5], (None, 640, 1920, None, -1.0, -1.0, True)),
-        ([0, 0.1, 0.2, 0.3], [0, 1.0, 0.6, 1.2], (1280, 1920, 640, -640, 0.1, 0.3, False)),  # a false alarm
+        ([0, 0.4, 0.2, -0.4], [0, 1.0, 0.6, 0.2], (1280, 640, 640, 640, 0.4, -0.4, "")),
+        ([0, 0.4, -0.4, -1.0], [0, 1, 2, 2.5], (None, 640, 1920, None, -1.0, -1.0, "missed")),
+        ([0, 0.1, 0.2, 0.3], [0, 1.0, 0.6, 1.2], (1280, 1920, 640, -640, 0.1, 0.3, "false alarm")),
+        ([0, 0.4, 0.1, 0.0], [0, 1.0, 0.6, 1.2], (1280, 640, 640, 640, 0.4, 0.0, "false alarm")),  # it fell by 0.4 only
+        ([0, 0.1, 0.1, 0.5, -0.5], [0, 1, 0.6, 1, 1], (1280, 1920, 640, -640, 0.1, -0.5, "early")),
+        ([0, 0.1, 0.2, 0.3], [0, 1.0, 1.6, 2.2], (None, 1920, 1920, None, 0.3, 0.3, "")),
     ],
 )
 def test_detection_by_hand(tmp_path, gold, proxy, expected):
     found = detect(find_runs([str(make_run(tmp_path / "run", gold, proxy))])[0])
-    told = (found.alarm, found.judge_peak, found.best, found.delay, found.shipped, found.last, found.missed)
+    told = (found.alarm, found.judge_peak, found.best, found.delay, found.shipped, found.last, found.verdict)
     assert told == expected
 
 

@@ -17,13 +17,12 @@ COLUMNS = ["optimizer_steps", *OUTCOMES, "gold_end", "gold_at_1", "gold_at_1.5",
 MARGIN = 0.1  # base sd; what the predictions call no difference
 DDPO, TDPO = "no critic, per trajectory", "critic, per timestep"
 PER_STEP, PER_TRAJECTORY = "no critic, per timestep", "critic, per trajectory"
-STANDARDISED, EIGHT_STEPS = "no critic, per timestep, standardised", "no critic, per trajectory, 8 steps"
+EIGHT_STEPS = "no critic, per trajectory, 8 steps"
 PUBLISHED = "published critic, per timestep"
 CONTRASTS = [
     (TDPO, DDPO),  # the whole of it
     (PER_STEP, DDPO),  # its steps
     (TDPO, PER_STEP),  # its critic
-    (TDPO, STANDARDISED),  # its critic, advantages standardised on both sides
     (PER_TRAJECTORY, DDPO),
     (PER_STEP, EIGHT_STEPS),  # ten steps of one timestep each, or eight of all timesteps, of one learning rate
     (PUBLISHED, PER_STEP),
@@ -35,8 +34,6 @@ def arm(config: dict[str, Any]) -> str:
     if config["algorithm._target_"].endswith("TDPO"):
         published = "published " if config["critic.state"] == "noisy" else ""
         name = f"{published}critic, per {config['algorithm.schedule']}"
-    elif config["algorithm.standardise"]:
-        name += ", standardised"
     return f"{name}, 8 steps" if config["algorithm.samples_per_update"] else name
 
 

@@ -52,8 +52,8 @@ def figures(run: Run, found: Detection) -> dict[str, Any]:
         "at": found.judge_peak,
         "alarm": found.alarm,
         "delay": found.delay,
-        "false alarm": (found.delay or 0) < 0,
-        "missed": found.missed,
+        "overoptimized": found.overoptimized,
+        "verdict": found.verdict,
         "gold kept": found.shipped,
         "gold at the end": found.last,
         "lost by the watch": peak - found.shipped,
@@ -69,8 +69,9 @@ def summary(found: pd.DataFrame) -> dict[str, Any]:
     return {
         "runs": len(found),
         "gold lost": found["lost by the watch"].mean(),
-        "false alarms": int(found["false alarm"].sum()),
-        "missed": int(found["missed"].sum()),
+        "worst": found["lost by the watch"].max(),
+        "overoptimized": int(found["overoptimized"].sum()),
+        **{name: int((found["verdict"] == name).sum()) for name in ("missed", "false alarm", "early")},
         "median delay": found["delay"].dropna().median(),
     }
 
@@ -82,7 +83,7 @@ def main() -> None:
     possible = [rule for rule in rules() if all(detect(run, **rule) for run in runs)]
     tried = pd.DataFrame([{**rule, **summary(judged(chosen_on, rule))} for rule in possible])
     best = (
-        tried.sort_values(["gold lost", "false alarms", "missed"], kind="stable").groupby("signal", sort=False).head(1)
+        tried.sort_values(["gold lost", "false alarm", "missed"], kind="stable").groupby("signal", sort=False).head(1)
     )
     best_rules = best[list(SHIPPED)].to_dict("records")
     rule = best_rules[0]

@@ -10,17 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from src.algorithms.base import Algorithm, PolicyLoss, Rows, clipped_surrogate
-from src.normalise import standardise
 from src.types import Credit
 
 
 class DDPO(Algorithm):
-    """A_t = clip(normalised reward, +-advantage_clip) for all t.
-
-    Args:
-        standardise: z-score the iteration's normalised rewards first, as TDPO does with its advantages. Off in the
-            paper, where the per-prompt moments lag behind a reward that rises.
-    """
+    """A_t = clip(normalised reward, +-advantage_clip) for all t."""
 
     def __init__(
         self,
@@ -32,18 +26,17 @@ class DDPO(Algorithm):
         timestep_weighting: Literal["uniform", "variance"] = "uniform",
         timestep_fraction: float = 1.0,
         shuffle_timesteps: bool = False,
-        standardise: bool = False,
     ):
         super().__init__(
             schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction, shuffle_timesteps
         )
-        self.clip_range, self.advantage_clip, self.standardise = clip_range, advantage_clip, standardise
+        self.clip_range, self.advantage_clip = clip_range, advantage_clip
 
     def credit(
         self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
     ) -> Credit:
-        advantages = standardise(rewards[:, None], (0,)) if self.standardise else rewards[:, None]
-        return Credit(advantages.clamp(-self.advantage_clip, self.advantage_clip) * self.weights(step_std))
+        clipped = rewards.clamp(-self.advantage_clip, self.advantage_clip)
+        return Credit(advantages=clipped[:, None] * self.weights(step_std))
 
     def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
         return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)

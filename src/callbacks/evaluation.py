@@ -13,7 +13,7 @@ from torch import Tensor
 from src.callbacks.gallery import Gallery
 from src.errors import UserError
 from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, lpips, lpips_within
-from src.metrics.intervals import bootstrap_mean, spread_within
+from src.metrics.intervals import area_under, bootstrap_mean, spread_within
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
 from src.prompts import PromptSets
@@ -23,6 +23,7 @@ from src.seeding import seed_of
 from src.types import Metrics, Rollout
 
 EVALUATION_STREAM = 1 << 21  # keeps evaluation seeds apart from training seeds
+NO_SPREAD = 1e-6  # of a reward; below it are rounding errors only
 
 
 @dataclass
@@ -37,34 +38,39 @@ class EvaluationSet:
     peak: dict[str, float] = field(default_factory=dict)  # reward -> highest gain so far
 
     def compare(self, scores: dict[str, Tensor], trained: str) -> Metrics:
-        """Every reward against the base's pictures of the same prompts and seeds."""
+        """Every reward against the base's pictures of the same prompts and seeds.
+
+        A reward that the base's pictures do not differ in has no base sd, and so no gain.
+        """
         self.base = self.base or scores
         gains = {name: bootstrap_mean(values.numpy(), self.prompts) for name, values in self.gains(scores).items()}
         metrics: Metrics = {}
         for name, values in scores.items():
-            gain, base = gains[name], self.base[name]
-            self.peak[name] = max(gain.mean, self.peak.get(name, -np.inf))
+            base = self.base[name]
             wins = (values > base).float() + 0.5 * (values == base).float()
             row = {
                 "mean": values.mean().item(),
                 "std": values.std(correction=0).item(),
                 "base_sd": self._base_sd(name),
-                "gain": gain.mean,
-                "gain_low": gain.low,
-                "gain_high": gain.high,
                 "win_rate": wins.mean().item(),
-                "below_peak": self.peak[name] - gain.mean,
-                "gap": gains[trained].mean - gain.mean,
             }
+            if name in gains:
+                gain = gains[name]
+                self.peak[name] = max(gain.mean, self.peak.get(name, -np.inf))
+                row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+                row["below_peak"] = self.peak[name] - gain.mean
+            if {name, trained} <= gains.keys():
+                row["gap"] = gains[trained].mean - gains[name].mean
             metrics |= {f"{self.name}/{name}/{key}": value for key, value in row.items()}
         return metrics
 
     def _base_sd(self, name: str) -> float:
-        return max(spread_within(self.base[name].numpy(), self.prompts), 1e-12)
+        return spread_within(self.base[name].numpy(), self.prompts)
 
     def gains(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of each picture over the base's of the same prompt and seed, base sd."""
-        return {name: (values - self.base[name]) / self._base_sd(name) for name, values in scores.items()}
+        """Of each picture over the base's of the same prompt and seed, base sd; of rewards that have one."""
+        spread = {name: self._base_sd(name) for name in scores}
+        return {name: (scores[name] - self.base[name]) / sd for name, sd in spread.items() if sd > NO_SPREAD}
 
     def state(self) -> dict[str, Any]:
         return {"base": self.base, "base_features": self.base_features, "peak": self.peak}
@@ -169,8 +175,16 @@ class CrossRewardEvaluation(Callback):
                     if pl_module.iteration > 0:
                         gains = part.gains(scores)
                         self.gallery.show_hacks(trainer, pl_module, part.prompts, part.seeds, gains, self.judge)
+        metrics |= self._areas(metrics)
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
+
+    def _areas(self, now: Metrics) -> Metrics:
+        """Area under each reward's gain over sqrt(KL), up to here."""
+        rows = [*self.history, now]
+        names = [key.split("/")[1] for key in now if key.startswith("eval/") and key.endswith("/gain")]
+        known = {name: [(row["kl/sqrt"], row[f"eval/{name}/gain"]) for row in rows] for name in names}
+        return {f"eval/{name}/kl_area": area_under(points) for name, points in known.items()}
 
     @torch.no_grad()
     def _pictures(self, part: EvaluationSet, images: Tensor, ranks: Ranks) -> Metrics:

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from src.metrics.glossary import lookup
+
 COLUMNS = 8
 
 Scores = dict[str, Float[Tensor, " n"]]
@@ -60,8 +62,9 @@ class Gallery:
         Without a judge the mean of the other rewards stands in. `gains` are in base sd.
         """
         others = [name for name in gains if name != finetuner.reward_name]
-        if not others:
+        if not others or finetuner.reward_name not in gains:
             return
+        judge = judge if judge in gains else None
         trained = gains[finetuner.reward_name]
         against = gains[judge] if judge else torch.stack([gains[name] for name in others]).mean(0)
         worst = (trained - against).argsort(descending=True, stable=True)[:COLUMNS].tolist()
@@ -84,6 +87,8 @@ class Gallery:
         return wandb.Image(grid, caption=f"{at}; label: {finetuner.reward_name}")
 
     def _log(self, trainer: Trainer, finetuner: LightningModule, media: dict) -> None:
+        for key in media:
+            lookup(key)  # nothing is logged that the glossary does not explain
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.log(media | {"reward_queries": finetuner.reward_queries})

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from src.errors import UserError
 from src.run_folder import write_text
 
+FINISH_TIMEOUT = 120  # s that the end of a run waits for a server; what is left lies in the run folder for `wandb sync`
+
 
 def make_wandb_logger(
     run_dir: Path,
@@ -47,7 +49,7 @@ def make_wandb_logger(
         "config": config,
         "id": id_file.read_text().strip(),
         "resume": "allow",
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=20),
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=20, finish_timeout=FINISH_TIMEOUT),
     }
     try:
         run = wandb.init(mode=mode, **options)

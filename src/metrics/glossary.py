@@ -1,4 +1,7 @@
-"""Every key that a run may log, with its unit and meaning. `<reward>` stands for a reward's name."""
+"""Every key that a run may log, with its unit, meaning and source. `<reward>` stands for a reward's name.
+
+`python -m src.metrics.glossary` writes the table of docs/metrics.md.
+"""
 
 import functools
 import re
@@ -11,6 +14,7 @@ class Entry:
 
     unit: str
     meaning: str
+    source: str = ""  # paper and equation, where there is one
 
 
 GLOSSARY: dict[str, Entry] = {
@@ -23,25 +27,40 @@ GLOSSARY: dict[str, Entry] = {
     "reward/<reward>/std": Entry("reward", "raw training reward, population standard deviation"),
     "train/loss": Entry("nats", "loss of a reward model in training, mean over the epoch (aesthetic: squared error)"),
     "val/loss": Entry("nats", "the same on held-out comparisons"),
-    "policy/loss": Entry("-", "PPO-clipped surrogate loss, mean over optimizer steps"),
+    "policy/loss": Entry("-", "PPO-clipped surrogate loss, mean over optimizer steps", "Schulman et al. 2017, eq. 7"),
     "policy/ratio_mean": Entry("-", "mean of pi_theta / pi_old; densities per latent dimension (log-mean)"),
     "policy/ratio_std": Entry("-", "standard deviation of pi_theta / pi_old over the rows of the iteration's updates"),
-    "policy/clip_fraction": Entry("share", "rows whose gradient the clip took away"),
-    "policy/<measure>/step_<k>": Entry("", "each of the three above at the k-th denoising step, from the noisiest on"),
+    "policy/clip_fraction": Entry("share", "rows whose gradient the clip took away", "Schulman et al. 2017, eq. 7"),
+    "policy/<measure>/step_<k>": Entry("", "each of the three above at the k-th denoising step, noisiest first"),
     "policy/grad_norm": Entry("-", "gradient norm of the policy before clipping, mean over optimizer steps"),
+    "policy/grad_norm/step_<k>": Entry(
+        "-", "the same of the k-th denoising step's updates, where each has one timestep"
+    ),
     "policy/advantage_std": Entry("sd", "standard deviation of the advantages over samples and timesteps"),
-    "critic/loss": Entry("reward^2", "clipped regression loss in normalised reward, mean over optimizer steps"),
+    "critic/loss": Entry(
+        "reward^2",
+        "clipped regression loss in normalised reward, mean over optimizer steps",
+        "Zhang et al. 2024 (TDPO), section 4.1",
+    ),
     "critic/grad_norm": Entry("-", "gradient norm of the critic before clipping, mean over optimizer steps"),
     "critic/explained_variance": Entry("share", "1 - Var(G - V) / Var(G) on fresh samples, before the update"),
     "critic/explained_variance/step_<k>": Entry("share", "the same at the k-th denoising step"),
     "critic/value_mean": Entry("sd", "mean value, in normalised reward, before the update"),
-    "neurons/dormant_0": Entry("share", "hidden critic neurons with score <= 0 (Sokar et al. 2023, eq. 1)"),
-    "neurons/dormant_0.025": Entry("share", "hidden critic neurons with score <= 0.025"),
-    "neurons/dormant_0.1": Entry("share", "hidden critic neurons with score <= 0.1"),
-    "neurons/gradient_dormant_0": Entry("share", "the same by gradient (GraMa, Liu et al. 2025): score <= 0"),
-    "neurons/gradient_dormant_0.025": Entry("share", "by gradient, score <= 0.025"),
-    "neurons/gradient_dormant_0.1": Entry("share", "by gradient, score <= 0.1"),
-    "reset/share": Entry("share", "hidden critic neurons reset after this iteration"),
+    "neurons/dormant_0": Entry(
+        "share", "hidden critic neurons with score <= 0; the active share is 1 minus this", "Sokar et al. 2023, eq. 1"
+    ),
+    "neurons/dormant_0.025": Entry("share", "hidden critic neurons with score <= 0.025", "Sokar et al. 2023, eq. 1"),
+    "neurons/dormant_0.1": Entry("share", "hidden critic neurons with score <= 0.1", "Sokar et al. 2023, eq. 1"),
+    "neurons/gradient_dormant_0": Entry(
+        "share", "the same by gradient: score <= 0", "Liu et al. 2025 (GraMa), arXiv 2505.24061"
+    ),
+    "neurons/gradient_dormant_0.025": Entry(
+        "share", "by gradient, score <= 0.025", "Liu et al. 2025 (GraMa), arXiv 2505.24061"
+    ),
+    "neurons/gradient_dormant_0.1": Entry(
+        "share", "by gradient, score <= 0.1", "Liu et al. 2025 (GraMa), arXiv 2505.24061"
+    ),
+    "reset/share": Entry("share", "hidden critic neurons reset after this iteration", "Zhang et al. 2024 (TDPO-R)"),
     "reset/lora_share": Entry("share", "ranks of the policy's LoRA reset after this iteration"),
     "reset/lora_share/layer_<k>": Entry("share", "of the k-th adapter's ranks"),
     "reset/lora_overlap": Entry("share", "ranks reset now and last time, of those reset in either (Jaccard index)"),
@@ -56,28 +75,58 @@ GLOSSARY: dict[str, Entry] = {
     "eval/<reward>/std": Entry("reward", "its population standard deviation over pictures"),
     "eval/<reward>/base_sd": Entry("reward", "standard deviation of the base's samples within a prompt, pooled"),
     "eval/<reward>/gain": Entry("base sd", "gain over the base picture of the same prompt and seed"),
-    "eval/<reward>/gain_low": Entry("base sd", "lower end of its 95% interval (bootstrap over prompts)"),
+    "eval/<reward>/gain_low": Entry("base sd", "lower end of its 95% interval (bootstrap over prompts)", "Efron 1979"),
     "eval/<reward>/gain_high": Entry("base sd", "upper end of its 95% interval"),
     "eval/<reward>/win_rate": Entry("share", "pictures scored above the base's of the same prompt and seed; ties half"),
-    "eval/<reward>/below_peak": Entry("base sd", "highest gain so far minus the gain now; of gold: overoptimization"),
-    "eval/<reward>/gap": Entry("base sd", "gain of the trained reward minus the gain of this one"),
+    "eval/<reward>/below_peak": Entry(
+        "base sd",
+        "highest gain so far minus the gain now; of gold: overoptimization",
+        "Gao et al. 2023, arXiv 2210.10760",
+    ),
+    "eval/<reward>/gap": Entry(
+        "base sd", "gain of the trained reward minus the gain of this one", "Gao et al. 2023, arXiv 2210.10760"
+    ),
+    "eval/<reward>/kl_area": Entry(
+        "base sd x nats^(1/2)", "area under its gain over kl/sqrt so far, trapezoidal", "Gao et al. 2023, figure 1"
+    ),
     "held_out/<reward>/<measure>": Entry("", "each of the above on prompts that no run trains on"),
     "watch/signal": Entry("", "what the overoptimization watch follows, in the unit of callbacks.watch.signal"),
     "watch/below_peak": Entry("", "its highest value so far minus its value now"),
     "watch/alarm": Entry("0 or 1", "1 from the alarm on"),
-    "best_of_n/n": Entry("samples", "base samples a prompt that the best was chosen from, by the trained reward"),
+    "best_of_n/n": Entry(
+        "samples",
+        "base samples a prompt that the best was chosen from, by the trained reward",
+        "Nakano et al. 2021, appendix I",
+    ),
     "pictures/distance": Entry("1 - cos", "mean pairwise feature distance within a prompt"),
-    "pictures/vendi": Entry("pictures", "Vendi score within a prompt: effective number of different pictures"),
-    "pictures/lpips": Entry("LPIPS", "mean pairwise LPIPS within a prompt; with evaluation.lpips_network"),
+    "pictures/vendi": Entry(
+        "pictures",
+        "Vendi score within a prompt: effective number of different pictures",
+        "Friedman and Dieng 2023, eq. 1",
+    ),
+    "pictures/lpips": Entry(
+        "LPIPS",
+        "mean pairwise LPIPS within a prompt; with evaluation.lpips_network",
+        "Zhang et al. 2018, arXiv 1801.03924",
+    ),
     "pictures/drift": Entry("1 - cos", "feature distance from the base picture of the same prompt and seed"),
-    "pictures/saturation": Entry("0..1", "HSV saturation, mean over pixels"),
-    "pictures/dark_share": Entry("share", "pixels with luma below 0.1"),
-    "pictures/bright_share": Entry("share", "pixels with luma above 0.9"),
-    "pictures/edge_density": Entry("luma", "mean absolute difference of neighbouring pixels, both directions added"),
+    "pictures/saturation": Entry("0..1", "HSV saturation, mean over pixels", "Smith 1978 (HSV)"),
+    "pictures/dark_share": Entry("share", "pixels with luma below 0.1", "luma: Rec. 601"),
+    "pictures/bright_share": Entry("share", "pixels with luma above 0.9", "luma: Rec. 601"),
+    "pictures/edge_density": Entry(
+        "luma", "mean absolute difference of neighbouring pixels, both directions added", "luma: Rec. 601"
+    ),
     "pictures/colour_entropy": Entry("bits", "entropy of the histogram over 64 colours"),
     "pictures/jpeg_bytes": Entry("bytes", "size as JPEG of quality 90"),
-    "kl/trajectory": Entry("nats", "KL from the base over whole trajectories, exact in each step, at visited states"),
-    "kl/sqrt": Entry("nats^(1/2)", "its square root"),
+    "samples": Entry("pictures", "the same prompts and seeds at every evaluation, labelled with the trained reward"),
+    "pictures_and_scores": Entry("table", "their prompts, seeds, pictures, and scores by every reward"),
+    "hacks": Entry("pictures", "where the trained reward rose most against the judge; the base's above"),
+    "kl/trajectory": Entry(
+        "nats",
+        "KL from the base over whole trajectories, exact in each step, at visited states",
+        "Fan et al. 2023 (DPOK)",
+    ),
+    "kl/sqrt": Entry("nats^(1/2)", "its square root", "Bai et al. 2022; Gao et al. 2023"),
     "kl/step_<k>": Entry("nats", "its share of the k-th denoising step, from the noisiest on"),
 }
 
@@ -95,3 +144,19 @@ def lookup(key: str) -> Entry:
         if re.fullmatch(expression, key):
             return entry
     raise KeyError(f"{key} is logged but not in src/metrics/glossary.py")
+
+
+def as_markdown(sources: bool) -> str:
+    """The whole glossary as a table."""
+    heading = ["key", "unit", "meaning", "source"][: 4 if sources else 3]
+    rows = [heading, ["---"] * len(heading)]
+    rows += [[f"`{key}`", *entry][: len(heading)] for key, entry in ((k, _cells(e)) for k, e in GLOSSARY.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(entry: Entry) -> list[str]:
+    return [entry.unit, entry.meaning, entry.source]
+
+
+if __name__ == "__main__":
+    print(f"# Every key that a run logs\n\n{as_markdown(sources=True)}")

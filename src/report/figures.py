@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from src.metrics.fits import fit_reward
-from src.report.runs import Run
+from src.metrics.fits import Fit, fit_reward
+from src.metrics.intervals import t_quantile
+from src.report.runs import Run, differences, flat
 
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
 JUDGE = "gold"
+MAX_PARTS = 4  # of what a treatment is named by beside its reward
 LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -58,18 +59,24 @@ def reward_curves(run: Run) -> go.Figure:
             dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
             figure.add_scatter(x=run.queries, y=held_out, name=f"{name}, held-out prompts", line=dashed)
     for row in run.iterations:
-        if row.get("reset/share", 0) > 0:
+        if row.get("reset/share", 0) > 0 or row.get("reset/lora_share", 0) > 0:
             figure.add_vline(
                 x=row["reward_queries"], line={"color": "rgba(128,128,128,0.35)", "dash": "dot", "width": 1}
             )
     if run.alarm is not None:
         line = {"color": "#D55E00", "width": 2}
         figure.add_vline(x=run.alarm, line=line, annotation_text="watch: alarm", annotation_position="top left")
+    if run.is_best_of_n:
+        styled(figure, xaxis_title="n, base samples to choose from", yaxis_title="gain over the base [base sd]")
+        return figure.update_xaxes(type="log")
     return styled(figure, xaxis_title="reward queries [images]", yaxis_title="gain over the base [base sd]")
 
 
 def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
-    """Where training went: gain of the trained reward to the right, gain of gold upwards."""
+    """Where training went: gain of the trained reward to the right, gain of gold upwards.
+
+    Dotted, the control: choosing the best of n base samples by the same reward, where the suite knows it.
+    """
     figure = go.Figure()
     for k, run in enumerate(runs):
         judged = run.series(f"eval/{JUDGE}/gain")
@@ -85,6 +92,16 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
         )
     if not figure.data:
         return None
+    for trained, curve in {run.trained: run.control for run in runs if not run.is_best_of_n}.items():
+        if curve:
+            figure.add_scatter(
+                x=curve["proxy"],
+                y=curve["judge"],
+                mode="lines",
+                name=f"best of n = 1 .. {curve['n'][-1]} by {trained}",
+                line={"color": "#7A7A7A", "dash": "dot"},
+                text=[f"n = {n}" for n in curve["n"]],
+            )
     return styled(
         figure,
         hovermode="closest",
@@ -103,12 +120,11 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
         text = [f"{q:,} queries" for q in run.queries]
         marker = {"color": colour_of(k)}
         figure.add_scatter(x=distance, y=judged, mode="markers", name=run.label, marker=marker, text=text)
-        if sum(d > 0 for d in distance) >= 3:
-            fit = fit_reward(distance, judged, "best_of_n" if run.is_best_of_n else "rl")
+        fit = fit_of(run)
+        if fit is not None:
             grid = np.linspace(0, max(distance), 80)
-            name = f"fit: alpha {fit.alpha:.2f}, beta {fit.beta:.2f}, R² {fit.r2:.2f}"
             dashed = {"color": colour_of(k), "dash": "dash", "width": 1.5}
-            figure.add_scatter(x=grid, y=fit(grid), mode="lines", name=name, line=dashed, hoverinfo="skip")
+            figure.add_scatter(x=grid, y=fit(grid), mode="lines", name="its fit", line=dashed, hoverinfo="skip")
     if not figure.data:
         return None
     return styled(
@@ -116,20 +132,35 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
     )
 
 
-def _treatment(run: Run) -> str:
-    return f"best of n by {run.trained}" if run.is_best_of_n else run.trained
+def fit_of(run: Run) -> Fit | None:
+    """Gao et al.'s form fitted to gold over the distance from the base; None on fewer than three points off it."""
+    distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
+    if any(map(math.isnan, [*distance, *judged])) or sum(d > 0 for d in distance) < 3:
+        return None
+    return fit_reward(distance, judged, "best_of_n" if run.is_best_of_n else "rl")
+
+
+def treatments(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but their seed, by the trained reward and whatever else sets them apart."""
+    trained_alike = {"seed", "train_reward", "pool", "task"}
+    keys = [key for key in differences([run for run in runs if not run.is_best_of_n]) if key not in trained_alike]
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        config = flat(run.config)
+        parts = [f"{key.rsplit('.', 1)[-1]}={config.get(key)}" for key in keys if not key.endswith("_target_")]
+        kinds = [str(config.get(key)).rsplit(".", 1)[-1] for key in keys if key.endswith("_target_")]
+        label = ", ".join([run.trained, *kinds, *parts][: 1 + MAX_PARTS])
+        found.setdefault(f"best of n by {run.trained}" if run.is_best_of_n else label, []).append(run)
+    return found
 
 
 def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:
-    """Final gain of every reward (columns) under training on each (rows), averaged over runs.
-
-    Below each gain its 95% interval over prompts, or of several runs the lowest and the highest.
-    """
-    trained = list(dict.fromkeys(map(_treatment, runs)))
-    columns = list(dict.fromkeys(name for run in runs for name in run.rewards))
+    """Final gain of every reward (columns) under training on each (rows), with its 95% interval."""
+    rows = matrix_rows(runs)
+    trained, columns = list(rows), list(next(iter(rows.values())))
     if len(trained) < 2 and len(columns) < 3:
         return None
-    cells = [[_cell([r for r in runs if _treatment(r) == row], column) for column in columns] for row in trained]
+    cells = [list(row.values()) for row in rows.values()]
     heat = go.Heatmap(
         z=[[cell[0] for cell in row] for row in cells],
         x=columns,
@@ -149,7 +180,16 @@ def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:
     )
 
 
-def _cell(runs: list[Run], reward: str) -> tuple[float, float, float]:
+Cell = tuple[float, float, float]  # mean, low, high
+
+
+def matrix_rows(runs: list[Run]) -> dict[str, dict[str, Cell]]:
+    """By treatment and evaluated reward: of one run the interval over prompts, else a t interval over runs."""
+    columns = list(dict.fromkeys(name for run in runs for name in run.rewards))
+    return {row: {column: _cell(part, column) for column in columns} for row, part in treatments(runs).items()}
+
+
+def _cell(runs: list[Run], reward: str) -> Cell:
     """Mean of the reward's final gain and its interval; nan where no run has it."""
     known = [run.evaluations[-1] for run in runs if f"eval/{reward}/gain" in run.evaluations[-1]]
     if not known:
@@ -157,7 +197,8 @@ def _cell(runs: list[Run], reward: str) -> tuple[float, float, float]:
     gains = [float(row[f"eval/{reward}/gain"]) for row in known]
     if len(known) == 1:
         return gains[0], float(known[0][f"eval/{reward}/gain_low"]), float(known[0][f"eval/{reward}/gain_high"])
-    return float(np.mean(gains)), min(gains), max(gains)
+    mean, half = float(np.mean(gains)), t_quantile(len(gains) - 1) * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+    return mean, mean - half, mean + half
 
 
 HEALTH = {
@@ -174,29 +215,25 @@ LOOKS = {
 }
 
 
-def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> go.Figure | None:
-    """A panel for each key, a line for each run."""
-    known = {
-        key: title for key, title in keys.items() if any(key in row for run in runs for row in _rows(run, kind)[:1])
-    }
-    if not known:
-        return None
-    columns = 2
-    figure = make_subplots(-(-len(known) // columns), columns, subplot_titles=list(known.values()))
-    for panel, key in enumerate(known):
+def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> list[go.Figure]:
+    """A figure for each key, a line for each run."""
+    figures = []
+    for key, title in keys.items():
+        if not any(key in row for run in runs for row in _rows(run, kind)[:1]):
+            continue
+        figure = go.Figure()
         for k, run in enumerate(runs):
             rows = _rows(run, kind)
-            figure.add_scatter(
-                x=[row["reward_queries"] for row in rows],
-                y=run.series(key, rows),
-                name=run.label,
-                line={"color": colour_of(k), "width": 1.5},
-                legendgroup=str(k),
-                showlegend=panel == 0,
-                row=panel // columns + 1,
-                col=panel % columns + 1,
-            )
-    return styled(figure, height=110 + 230 * (-(-len(known) // columns)))
+            line = {"color": colour_of(k), "width": 1.5}
+            x = [row["reward_queries"] for row in rows]
+            figure.add_scatter(x=x, y=run.series(key, rows), name=run.label, line=line)
+        figures.append(panel(figure, title))
+    return figures
+
+
+def panel(figure: go.Figure, title: str, **layout) -> go.Figure:
+    """One of several that stand side by side where there is room, each with its title."""
+    return styled(figure, height=280, title={"text": title, "font": {"size": 14}}, **layout)
 
 
 def _rows(run: Run, kind: str) -> list:
@@ -206,27 +243,25 @@ def _rows(run: Run, kind: str) -> list:
 BY_STEP = {
     "policy/ratio_std": "standard deviation of the ratio",
     "policy/clip_fraction": "clip fraction",
+    "policy/grad_norm": "gradient norm before clipping",
     "critic/explained_variance": "critic: explained variance",
 }
 
 
-def health_by_step(run: Run) -> go.Figure | None:
-    """Optimisation health at each denoising step, over training."""
-    known = {key: title for key, title in BY_STEP.items() if run.iterations and f"{key}/step_0" in run.iterations[-1]}
-    if not known:
-        return None
-    figure = make_subplots(1, len(known), subplot_titles=list(known.values()), horizontal_spacing=0.12)
+def health_by_step(run: Run) -> list[go.Figure]:
+    """Optimisation health at each denoising step, over training; a figure each."""
+    figures = []
     queries = [row["reward_queries"] for row in run.iterations]
-    for panel, key in enumerate(known):
+    for key, title in BY_STEP.items():
+        if not run.iterations or f"{key}/step_0" not in run.iterations[-1]:
+            continue
         steps = sum(name.startswith(f"{key}/step_") for name in run.iterations[-1])
         z = [run.series(f"{key}/step_{k}", run.iterations) for k in range(steps)]
-        right = (panel + 1) / len(known) - 0.09 + 0.03 * panel
-        bar = {"len": 0.8, "x": right, "thickness": 8}
+        bar = {"thickness": 8}
         heat = go.Heatmap(z=z, x=queries, y=list(range(steps)), colorscale="Viridis", colorbar=bar)
-        figure.add_trace(heat, row=1, col=panel + 1)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_yaxes(title_text="denoising step", col=1)
-    return styled(figure, height=300, hovermode="closest")
+        figure = go.Figure(heat).update_yaxes(autorange="reversed", title_text="denoising step")
+        figures.append(panel(figure, title, hovermode="closest"))
+    return figures
 
 
 def kl_profile(run: Run) -> go.Figure | None:

@@ -1,6 +1,7 @@
 """The report's page: sections of plots, pictures and tables in one HTML file that needs no network."""
 
 import base64
+import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
 from src.report.watching import detect
+from src.run_folder import write_text
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
 
@@ -27,38 +29,76 @@ def write_report(runs: list[Run], target: Path) -> Path:
         title=runs[0].config["name"] if len(runs) == 1 else f"{len(runs)} runs",
         plotlyjs=get_plotlyjs(),
         headlines=[{"label": run.label, "text": headline(run)} for run in runs],
-        shared=[section for section in _shared(runs) if section["plot"]],
+        shared=[section for section in _shared(runs) if section["plots"]],
         runs=[_one(run) for run in runs],
         differences=_difference_table(runs),
         count=len(runs),
         watch=_watch_table(runs),
     )
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(html)
-    temporary.replace(target)
+    write_text(target, html)
+    if len(figures.treatments(runs)) > 1:
+        write_text(target.with_name(f"{target.stem}_matrix.csv"), matrix_csv(runs))
     return target
+
+
+def matrix_csv(runs: list[Run]) -> str:
+    """The cross-reward matrix in long form: trained on, evaluated on, runs, gain and its 95% interval, base sd."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["trained_on", "evaluated_on", "runs", "gain", "low", "high"])
+    counts = {name: len(part) for name, part in figures.treatments(runs).items()}
+    for trained, row in figures.matrix_rows(runs).items():
+        for reward, cell in row.items():
+            writer.writerow([trained, reward, counts[trained], *(f"{value:.4f}" for value in cell)])
+    return buffer.getvalue()
 
 
 def _shared(runs: list[Run]) -> list[dict[str, Any]]:
     return [
-        _section("Proxy against gold", figures.proxy_against_judge(runs), "Right: what was trained on. Up: the truth."),
+        _section(
+            "Proxy against gold",
+            [figures.proxy_against_judge(runs)],
+            "Right: what was trained on. Up: the truth. Dotted, the control: choosing among base samples, no training.",
+        ),
         _section(
             "Gold over distance from the base",
-            figures.kl_frontier(runs),
-            "Dashed: R = d (alpha - beta log d); of best-of-n, d (alpha - beta d).",
+            [figures.kl_frontier(runs)],
+            "Dashed: R = d (alpha - beta log d), of best-of-n d (alpha - beta d). The KL of a trained policy is that "
+            "of whole trajectories, which bounds that of the pictures from above; that of best-of-n is of the "
+            "picture that is chosen: to compare the two, see above.",
+            _fit_table(runs),
         ),
         _section(
             "Cross-reward matrix",
-            figures.cross_reward_matrix(runs),
-            "Gain at the end, base sd, and its 95% interval over prompts; of several runs mean, lowest and highest.",
+            [figures.cross_reward_matrix(runs)],
+            "Gain at the end, base sd, and its 95% interval: over prompts, or of several runs a t interval over them.",
         ),
         _section("What the pictures do", figures.small_multiples(runs, figures.LOOKS, "evaluation"), ""),
         _section("Health of the optimisation", figures.small_multiples(runs, figures.HEALTH, "iteration"), ""),
     ]
 
 
-def _section(title: str, figure: go.Figure | None, note: str) -> dict[str, Any]:
-    return {"title": title, "plot": _html(figure) if figure else None, "note": note}
+def _section(
+    title: str, drawn: list[go.Figure | None], note: str, table: list[list[str]] | None = None
+) -> dict[str, Any]:
+    plots = [_html(figure) for figure in drawn if figure is not None]
+    return {"title": title, "plots": plots, "note": note, "table": table}
+
+
+def _fit_table(runs: list[Run]) -> list[list[str]]:
+    """A heading, then a row for each run that can be fitted."""
+    rows = [["run", "alpha", "beta", "R²", "highest by the fit at", "highest seen at"]]
+    for run in runs:
+        fit = figures.fit_of(run)
+        if fit is None:
+            continue
+        gold = run.series(f"eval/{figures.JUDGE}/gain")
+        seen = run.series("kl/sqrt")[gold.index(max(gold))]
+        (a_low, a_high), (b_low, b_high) = fit.alpha_interval, fit.beta_interval
+        alpha = f"{fit.alpha:.3f} ({a_low:.3f} .. {a_high:.3f})"
+        beta = f"{fit.beta:.4f} ({b_low:.4f} .. {b_high:.4f})"
+        rows.append([run.label, alpha, beta, f"{fit.r2:.2f}", f"{fit.peak:,.1f}", f"{seen:,.1f}"])
+    return rows if len(rows) > 1 else []
 
 
 def _html(figure: go.Figure) -> str:
@@ -74,7 +114,7 @@ def _one(run: Run) -> dict[str, Any]:
         "folder": str(run.folder),
         "curves": _html(figures.reward_curves(run)),
         "profile": _html(profile) if profile else None,
-        "health": _html(health) if health else None,
+        "health": [_html(figure) for figure in health],
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],
         "grids": [{"caption": caption, "source": _picture(path)} for path, caption in _grids(run)],
         "trained": run.trained,
@@ -132,9 +172,8 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
             continue
         told = "-" if found.alarm is None else f"{found.alarm:,}"
         delay = "-" if found.delay is None else f"{found.delay:+,}"
-        verdict = "missed" if found.missed else "false alarm" if (found.delay or 0) < 0 else ""
         gains = (f"{found.shipped:+.2f}", f"{found.last:+.2f}")
-        rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, verdict])
+        rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, found.verdict])
     return rows
 
 

@@ -59,6 +59,15 @@ class Run:
         return next((row["reward_queries"] for row in self.watch if row["watch/alarm"]), None)
 
     @property
+    def control(self) -> dict[str, list[float]] | None:
+        """Best of n by the trained reward: n, and gains of the reward and of the judge; None if unknown."""
+        file = Path(self.config["suite"].get("control") or "")
+        known = json.loads(file.read_text())["best_of_n"] if file.is_file() else {}
+        if f"{self.trained}/proxy" not in known:
+            return None
+        return {"n": known["n"], "proxy": known[f"{self.trained}/proxy"], "judge": known[f"{self.trained}/gold"]}
+
+    @property
     def is_best_of_n(self) -> bool:
         return self.config.get("task") == "best_of_n"
 
@@ -126,6 +135,8 @@ def headline(run: Run, judge: str = "gold") -> str:
     """The outcome in one sentence of plain words."""
     last, queries = run.evaluations[-1], run.evaluations[-1]["reward_queries"]
     proxy = last[f"eval/{run.trained}/gain"]
+    if len(run.evaluations) == 1:
+        return f"Only the base model has been evaluated so far; training on {run.trained} has yet to move it."
     verb = "rose" if proxy >= 0 else "fell"
     start = f"In {queries:,} reward queries the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
     base, at = "before training", "at {:,} queries"
@@ -138,6 +149,7 @@ def headline(run: Run, judge: str = "gold") -> str:
     peak = max(range(len(gains)), key=lambda k: gains[k])
     lost = gains[peak] - gains[-1]
     if peak == len(gains) - 1:
-        return f"{start}; {judge} rose with it to {gains[-1]:+.1f} and has not fallen yet."
+        with_it = "rose with it" if proxy >= 0 else "rose nevertheless"
+        return f"{start}; {judge} {with_it} to {gains[-1]:+.1f} and has not fallen yet."
     where = f"was highest {base}" if peak == 0 else f"peaked {at.format(run.queries[peak])} ({gains[peak]:+.2f})"
     return f"{start}; {judge} {where} and had lost {lost:.1f} base sd at the end."

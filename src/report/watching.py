@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from src.metrics.watching import Keep, Signal, alarm_index, kept_index, signal_of
 from src.report.runs import Run
 
-FALLEN = 0.5  # base sd that gold must lose below its peak before silence counts as a miss
+FALLEN = 0.5  # base sd that gold must have lost at the end for the run to count as overoptimized
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,18 @@ class Detection:
     best: int  # queries of the weights that the watch keeps
     shipped: float  # gold's gain of those weights
     last: float  # gold's gain at the end
-    missed: bool  # gold fell by FALLEN or more and there was no alarm
+    overoptimized: bool  # gold ended FALLEN or more below its peak
+
+    @property
+    def verdict(self) -> str:
+        """missed: overoptimized without an alarm; early: alarm before gold's peak; false alarm: not overoptimized."""
+        if self.overoptimized:
+            return "missed" if self.alarm is None else "early" if (self.delay or 0) < 0 else ""
+        return "" if self.alarm is None else "false alarm"
 
     @property
     def delay(self) -> int | None:
-        """Queries from gold's peak to the alarm; negative where the alarm came first, a false alarm."""
+        """Queries from gold's peak to the alarm; negative where the alarm came first."""
         return None if self.alarm is None else self.alarm - self.judge_peak
 
 
@@ -50,5 +57,5 @@ def detect(
         best=run.queries[best],
         shipped=float(gold[best]),
         last=float(gold[-1]),
-        missed=alarm is None and gold[peak] - gold[-1] >= FALLEN,
+        overoptimized=gold[peak] - gold[-1] >= FALLEN,
     )
