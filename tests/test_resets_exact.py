@@ -8,6 +8,7 @@ On the states x = 1, 2, -1, 3 with target 0:
 """
 
 import pickle
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,14 @@ COUNTS = {
 }
 FULL = (FullReset, "activation", "ratio")  # takes everything, whatever the scores
 CASES = [*EXPECTED, *COUNTS]
+OURS, REDRAWN = {"outgoing": "zero", "step_counter": "keep"}, {"outgoing": "redraw", "step_counter": "clear"}
+ALL = [(case, options) for case in [*CASES, FULL] for options in (OURS, REDRAWN)]
+Case = tuple[type[Reset], str, str]
 
 
-def strategy_of(case: tuple[type[Reset], str, str]) -> Reset:
+def strategy_of(case: Case, options: dict[str, str]) -> Reset:
     kind, score, way = case
-    return kind(score=score, **{"threshold": BY_THRESHOLD, "ratio": BY_RATIO, "both": BY_BOTH}[way])
+    return kind(score=score, **options, **{"threshold": BY_THRESHOLD, "ratio": BY_RATIO, "both": BY_BOTH}[way])
 
 
 def hand_set_critic() -> tuple[Head, torch.optim.Optimizer]:
@@ -76,11 +80,11 @@ def hand_set_critic() -> tuple[Head, torch.optim.Optimizer]:
     return head, optimizer
 
 
-def reset_with(case: tuple[type[Reset], str, str], ranks: Ranks) -> dict[str, list]:
+def reset_with(case: Case, ranks: Ranks, options: dict[str, str]) -> dict[str, list]:
     """Masks, parameters and moments after a reset; this rank sees its part of the states only."""
     head, optimizer = hand_set_critic()
     own = STATES[ranks.part(len(STATES))]
-    strategy = strategy_of(case)
+    strategy = strategy_of(case, options)
     seen = {"activation": head.hidden(own), "gradient": head.gradients(own, torch.zeros(len(own)))}
     sums = magnitudes(seen[strategy.score])
     ranks.add_up(sums)
@@ -98,7 +102,7 @@ def reset_with(case: tuple[type[Reset], str, str], ranks: Ranks) -> dict[str, li
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = [reset_with(case, Ranks(rank, 2)) for case in [*CASES, FULL]]
+    found = [reset_with(case, Ranks(rank, 2), options) for case, options in ALL]
     (Path(folder) / f"rank{rank}").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 
@@ -110,32 +114,49 @@ def of_two_ranks(tmp_path_factory) -> list[list[dict]]:
     return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(2)]
 
 
+def becomes(case: Case, masks: list[list[int]], outgoing: str) -> list[torch.Tensor]:
+    """What weights are to be: rows of reset neurons ~ N(0, 1 / (inputs + 1)), drawn layer by layer from one seed."""
+    rng = torch.Generator().manual_seed(1)
+    if case[0] is RandomReset:
+        for _ in masks:
+            torch.randperm(2, generator=rng)  # its lots
+    matrices = []
+    for old, own, before in zip(hand_set_critic()[0].layers, [*masks, [0]], [[0], *masks], strict=True):
+        drawn = torch.randn(old.weight.shape, generator=rng) / (old.weight.shape[1] + 1) ** 0.5
+        new = old.weight.detach().clone()
+        for j, i in product(range(len(own)), range(len(before))):
+            if own[j] or before[i]:
+                new[j, i] = drawn[j, i] if own[j] or outgoing == "redraw" else 0
+        matrices.append(new)
+    return matrices
+
+
+@pytest.mark.parametrize("options", [OURS, REDRAWN], ids=["zero-keep", "redraw-clear"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join((case[0].__name__, *case[1:])))
-def test_who_is_reset_and_what_becomes_of_them(case):
-    found = reset_with(case, Ranks())
+def test_who_is_reset_and_what_becomes_of_them(case, options):
+    found = reset_with(case, Ranks(), options)
     masks = found["masks"]
     if case in EXPECTED:
         assert masks == EXPECTED[case]
     else:
         assert [sum(mask) for mask in masks] == COUNTS[case]
+    w0, b0, w1, b1, w2, _ = found["values"]
+    for found_weights, expected in zip((w0, w1, w2), becomes(case, masks, options["outgoing"]), strict=True):
+        torch.testing.assert_close(torch.tensor(found_weights), expected, rtol=1e-6, atol=0)
     first, second = masks
-    old = [p.tolist() for p in hand_set_critic()[0].parameters()]
-    (w0, b0, w1, b1, w2, _), moments = found["values"], found["exp_avg"]
-    for i in range(2):
-        assert (w0[i] != old[0][i]) == bool(first[i])  # incoming weights are drawn anew
+    moments = found["exp_avg"]
+    for i in range(2):  # gone for what goes into a reset neuron or comes out of it
         assert moments[0][i] == [1.0 - first[i]] and moments[1][i] == 1 - first[i]
-        assert moments[4][0][i] == 1 - second[i] and w2[0][i] == (0 if second[i] else old[4][0][i])  # outgoing: zero
-        for k in range(2):
-            assert moments[2][k][i] == (0 if first[i] or second[k] else 1)
-            untouched = not first[i] and not second[k]
-            to_a_kept_one = first[i] and not second[k]
-            assert (w1[k][i] == old[2][k][i]) == untouched and (w1[k][i] == 0) == bool(to_a_kept_one)
+        assert moments[4][0][i] == 1 - second[i] and moments[3][i] == 1 - second[i]
+        assert [moments[2][k][i] for k in range(2)] == [0 if first[i] or second[k] else 1 for k in range(2)]
     assert b0 == [0, 0] and b1 == [0, 0] and found["exp_avg"] == found["exp_avg_sq"]
-    assert found["step"] == [7] * 6  # Adam's counter is kept
+    touched = [any(first), any(first), any(first + second), any(second), any(second), False]
+    cleared = options["step_counter"] == "clear"
+    assert found["step"] == [0 if cleared and some else 7 for some in touched]
 
 
 def test_a_full_reset_starts_over():
-    found = reset_with(FULL, Ranks())
+    found = reset_with(FULL, Ranks(), OURS)
     assert found["masks"] == [[1, 1], [1, 1]] and found["exp_avg"] == [] and found["step"] == []
     for old, new in zip(hand_set_critic()[0].parameters(), found["values"], strict=True):
         new = torch.tensor(new)
@@ -143,5 +164,5 @@ def test_a_full_reset_starts_over():
 
 
 def test_two_ranks_reset_what_one_does(of_two_ranks):
-    alone = [reset_with(case, Ranks()) for case in [*CASES, FULL]]
+    alone = [reset_with(case, Ranks(), options) for case, options in ALL]
     assert of_two_ranks[0] == alone and of_two_ranks[1] == alone

@@ -80,10 +80,18 @@ def four_prompts(tmp_path_factory) -> list[str]:
 def test_killed_broken_and_repeated(tmp_path, four_prompts, sweep):
     """The sweep is killed in its second job; the same command goes on with it, and once more finds nothing to do.
 
-    Without held-out prompts the watch is off: its margin makes no difference but where it is impossible.
+    Without held-out prompts a watch of the trained reward is off: its margin makes no difference, unless impossible.
     """
     root, key = tmp_path / "sweep", "callbacks.watch.margin"
-    longer = [*four_prompts, "threads=1", "iterations=4", "checkpoint_every=2", "evaluation.every=2", "reset.every=2"]
+    longer = [
+        *four_prompts,
+        "threads=1",
+        "callbacks.watch.signal=trained",
+        "iterations=4",
+        "checkpoint_every=2",
+        "evaluation.every=2",
+        "reset.every=2",
+    ]
     killed, whole = (root / job_name([*longer, f"{key}={margin}"], []) for margin in (0.1, 0.2))
     command = ["-m", *longer, f"{key}=-0.1,0.1,0.2", f"hydra.sweep.dir={root}"]
     kill_at(killed, "row 5", command)  # two evaluations and three iterations; the checkpoint is of the second
@@ -228,10 +236,10 @@ def test_optuna_finds_the_best_ratio_and_repeats_itself(tmp_path, sweep, pretend
 def test_launchers(launcher, tmp_path, four_prompts):
     """A real run in another process, beside one that breaks there; joblib's is in the next test."""
     root = tmp_path / "sweep"
-    options = [*four_prompts, "reset.ratio=1.5,0.5", f"hydra.sweep.dir={root}", f"hydra/launcher={launcher}"]
-    done = run_command("-m", *options, env=os.environ | {"HOME": str(tmp_path)})
+    options = [*four_prompts, "+sweeps=reset_ratio", "reset.ratio=1.5,0.5", "seed=0", f"hydra/launcher={launcher}"]
+    done = run_command(*options, f"hydra.sweep.dir={root}", env=os.environ | {"HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr[-2000:]
-    assert states(root) == {"reset.ratio=1.5": "failed", "reset.ratio=0.5": "done"}
+    assert states(root) == {"reset.ratio=1.5,seed=0": "failed", "reset.ratio=0.5,seed=0": "done"}
     assert re.search("failed: .*: reset.ratio=1.5 lies outside", done.stdout) and (root / "report.html").exists()
     assert "UserWarning" not in done.stderr
     (folder,) = (path.parent for path in root.glob("*/summary.json"))

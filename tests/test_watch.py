@@ -93,7 +93,9 @@ class Module(lightning.LightningModule):
 def follow(tmp_path, gains, **options):
     """A watch shown these held-out gains, one an evaluation every 64 queries."""
     evaluation = object.__new__(CrossRewardEvaluation)
-    watch = OveroptimizationWatch(str(tmp_path), ["hps"], **options)
+    watch = OveroptimizationWatch(
+        str(tmp_path), ["hps"], **({"signal": "trained", "margin": 0.1, "keep": "peak"} | options)
+    )
     options_of_trainer = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(callbacks=[evaluation, watch], accelerator="cpu", **options_of_trainer)
     module, stopped = Module(), None
@@ -127,7 +129,7 @@ def test_it_can_stop_the_run(tmp_path):
 
 def test_a_restored_watch_goes_on(tmp_path):
     watch = follow(tmp_path, [0.0, 0.3])[0]
-    again = OveroptimizationWatch(str(tmp_path), ["hps"])
+    again = OveroptimizationWatch(str(tmp_path), ["hps"], signal="trained", margin=0.1, keep="peak")
     again.load_state_dict(watch.state_dict())
     assert (again.best, again.alarm) == (64, None)
     assert "no alarm" in again.sentence() and "64" in again.sentence()
@@ -136,4 +138,6 @@ def test_a_restored_watch_goes_on(tmp_path):
 @pytest.mark.parametrize("options", [{"margin": -0.1}, {"patience": 0}, {"signal": "others"}, {"signal": "agreement"}])
 def test_wrong_options_are_told(tmp_path, options):
     with pytest.raises(UserError, match="watch"):
-        OveroptimizationWatch(str(tmp_path), ["hps"], **options)
+        OveroptimizationWatch(
+            str(tmp_path), ["hps"], **({"signal": "trained", "margin": 0.1, "keep": "peak"} | options)
+        )

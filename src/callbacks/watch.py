@@ -30,10 +30,10 @@ class OveroptimizationWatch(Callback):
         self,
         run_dir: str,
         rewards: list[str],
-        signal: Signal = "trained",
-        margin: float = 0.1,
+        signal: Signal = "agreement",
+        margin: float = 0.5,
         patience: int = 1,
-        keep: Keep = "peak",
+        keep: Keep = "last",
         action: Literal["tell", "stop"] = "tell",
     ):
         if margin < 0 or patience < 1:

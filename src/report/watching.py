@@ -34,13 +34,13 @@ class Detection:
 
 def detect(
     run: Run,
-    signal: Signal = "trained",
-    margin: float = 0.1,
+    signal: Signal,
+    margin: float,
     patience: int = 1,
     keep: Keep = "peak",
     judge: str = "gold",
 ) -> Detection | None:
-    """What a watch with these options would have said of a run; None without a judge or held-out prompts."""
+    """What a watch with these options would have said of a run; None without a judge or what the signal needs."""
     names = list(run.config["suite"]["rewards"])
     signals = [signal_of(row, run.trained, names, signal) for row in run.evaluations]
     known = [value for value in signals if value is not None]
