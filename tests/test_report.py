@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.errors import UserError
-from src.report.figures import cross_reward_matrix
+from src.report.figures import cross_reward_matrix, matrix_rows, treatments
 from src.report.page import write_report
 from src.report.runs import differences, find_runs, headline
 from src.report.watching import detect
@@ -120,6 +121,31 @@ def test_runs_are_labelled_by_what_sets_them_apart(tmp_path):
     assert [run.label for run in runs] == ["train_reward=hps, seed=0", "train_reward=aesthetic, seed=1"]
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "How the runs differ" in page and "Cross-reward matrix" in page
+
+
+def test_the_matrix_has_a_row_for_every_treatment_and_t_intervals_over_seeds(tmp_path):
+    for seed, gold in enumerate((0.1, 0.2, 0.6)):
+        make_run(tmp_path / f"a{seed}", [0, gold], [0, 1], seed=seed)
+    other = make_run(tmp_path / "b", [0, -0.5], [0, 1])
+    config = OmegaConf.load(other / "config.yaml")
+    OmegaConf.save(
+        OmegaConf.merge(config, {"reset": {"_target_": "x.ActiveReset", "ratio": 0.5}}), other / "config.yaml"
+    )
+    for seed in range(3):
+        mine = tmp_path / f"a{seed}/config.yaml"
+        OmegaConf.save(OmegaConf.merge(OmegaConf.load(mine), {"reset": {"_target_": "x.NoReset", "ratio": 1}}), mine)
+    runs = find_runs([str(tmp_path)])
+    assert {name: len(part) for name, part in treatments(runs).items()} == {"hps, NoReset": 3, "hps, ActiveReset": 1}
+    mean, low, high = matrix_rows(runs)["hps, NoReset"]["gold"]
+    half = 4.30265 * statistics.stdev([0.1, 0.2, 0.6]) / 3**0.5
+    assert (mean, low, high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    assert matrix_rows(runs)["hps, ActiveReset"]["gold"] == pytest.approx(
+        (-0.5, -0.6, -0.4)
+    )  # its interval over prompts
+    write_report(runs, tmp_path / "report.html")
+    lines = (tmp_path / "report_matrix.csv").read_text().splitlines()
+    assert lines[0] == "trained_on,evaluated_on,runs,gain,low,high"
+    assert '"hps, ActiveReset",gold,1,-0.5000,-0.6000,-0.4000' in lines
 
 
 def test_folders_without_runs_are_told(tmp_path):

@@ -13,6 +13,7 @@ from src.report.runs import Run, differences, flat
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
 JUDGE = "gold"
 MAX_PARTS = 4  # of what a treatment is named by beside its reward
+UNSAID = ("seed", "train_reward", "task", "suite.", "callbacks.", "evaluation.", "trainer.", "optimizer.")
 LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -57,7 +58,8 @@ def reward_curves(run: Run) -> go.Figure:
         held_out = run.series(f"held_out/{name}/gain")
         if not all(map(math.isnan, held_out)):
             dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
-            figure.add_scatter(x=run.queries, y=held_out, name=f"{name}, held-out prompts", line=dashed)
+            prompts = f"{name}, held-out prompts"
+            figure.add_scatter(x=run.queries, y=held_out, name=prompts, line=dashed, showlegend=False)
     for row in run.iterations:
         if row.get("reset/share", 0) > 0 or row.get("reset/lora_share", 0) > 0:
             figure.add_vline(
@@ -142,15 +144,21 @@ def fit_of(run: Run) -> Fit | None:
 
 def treatments(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that differ in nothing but their seed, by the trained reward and whatever else sets them apart."""
-    trained_alike = {"seed", "train_reward", "pool", "task"}
-    keys = [key for key in differences([run for run in runs if not run.is_best_of_n]) if key not in trained_alike]
+    trained = [run for run in runs if not run.is_best_of_n]
+    keys = [key for key in differences(trained) if all(key in flat(run.config) for run in trained)]
+    kinds = [key for key in keys if key.endswith("._target_")]
+    without_saying = (
+        *UNSAID,
+        *(key.removesuffix("_target_") for key in kinds),
+    )  # the options of what has its kind told
+    others = [key for key in keys if not key.startswith(without_saying)]
     found: dict[str, list[Run]] = {}
     for run in runs:
         config = flat(run.config)
-        parts = [f"{key.rsplit('.', 1)[-1]}={config.get(key)}" for key in keys if not key.endswith("_target_")]
-        kinds = [str(config.get(key)).rsplit(".", 1)[-1] for key in keys if key.endswith("_target_")]
-        label = ", ".join([run.trained, *kinds, *parts][: 1 + MAX_PARTS])
-        found.setdefault(f"best of n by {run.trained}" if run.is_best_of_n else label, []).append(run)
+        parts = [str(config.get(key)).rsplit(".", 1)[-1] for key in kinds]
+        parts += [f"{key.rsplit('.', 1)[-1]}={config.get(key)}" for key in others]
+        label = f"best of n by {run.trained}" if run.is_best_of_n else ", ".join([run.trained, *parts[:MAX_PARTS]])
+        found.setdefault(label, []).append(run)
     return found
 
 
