@@ -211,6 +211,11 @@ def test_bad_options_are_refused(bad):
         ActiveReset(**bad)
 
 
+def test_a_share_of_everything_is_refused():
+    with pytest.raises(UserError, match=r"reset=full takes every neuron, not reset.ratio=0.5 of them"):
+        FullReset(ratio=0.5)
+
+
 @pytest.fixture
 def adapted() -> tuple[LoraNeurons, torch.optim.Optimizer]:
     """A policy whose adapters have moved, with moments everywhere."""

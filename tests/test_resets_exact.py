@@ -63,6 +63,8 @@ Case = tuple[type[Reset], str, str]
 
 def strategy_of(case: Case, options: dict[str, str]) -> Reset:
     kind, score, way = case
+    if kind is FullReset:
+        return FullReset(score=score, **options)
     return kind(score=score, **options, **{"threshold": BY_THRESHOLD, "ratio": BY_RATIO, "both": BY_BOTH}[way])
 
 

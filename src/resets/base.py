@@ -27,6 +27,7 @@ class Reset:
     """
 
     selects = True  # anybody at all
+    takes_all = False  # whatever the ratio
 
     def __init__(
         self,
@@ -44,6 +45,8 @@ class Reset:
     ):
         if not 0 <= ratio <= 1:
             raise UserError(f"reset.ratio={ratio} lies outside [0, 1]; it is the share of neurons to reset.")
+        if self.takes_all and ratio != 1:
+            raise UserError(f"reset=full takes every neuron, not reset.ratio={ratio} of them: choose reset=random.")
         if every < 1:
             raise UserError(f"reset.every={every} must be at least 1 iteration.")
         if threshold is not None and threshold < 0:

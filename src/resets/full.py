@@ -8,6 +8,8 @@ from src.resets.ops import Mask, Scores, reinit_all
 
 
 class FullReset(Reset):
+    takes_all = True
+
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
         return torch.ones_like(scores, dtype=torch.bool)
 
