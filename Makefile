@@ -18,7 +18,7 @@ run: setup  ## the main job: TDPO-R against HPS in the miniature world
 	$(BIN)/python -m src.run +experiment=tdpo_r_hps $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(BIN)/ruff check src tests hydra_plugins experiments benchmarks

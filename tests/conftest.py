@@ -21,6 +21,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
+LONG = ("ranks", "sweeps", "resume", "benchmark", "run", "wandb", "finetuner", "reward_training", "report_browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is left with one of them at the end."""
+    files = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: files.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -44,7 +53,7 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
     return [row for row in rows if kind in (None, row["kind"])]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """An uninterrupted run of six iterations, with resets and evaluations on the way."""
     folder = tmp_path_factory.mktemp("runs") / "finished"

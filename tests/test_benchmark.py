@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from benchmarks import sd14
 from benchmarks.counted import LiveBytes, flops_a_row, in_float32, peak_bytes
 from benchmarks.weights import TEXT, UNET, VAE, VIT_H, VIT_L
 from tests.conftest import ROOT
@@ -60,15 +61,17 @@ def test_tiny_size_gives_every_figure_and_they_agree(tmp_path: Path):
         (["--size", "tiny", "--samples", "6"], "error: --samples 6 must be a multiple of 4, two microbatches"),
     ],
 )
-def test_what_it_cannot_do_is_one_sentence(arguments, sentence):
-    done = benchmark(*arguments)
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(sentence)
+def test_what_it_cannot_do_is_one_sentence(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.sd14", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        sd14.main()
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(sentence)
 
 
 def test_memory_is_counted_by_the_suites_own_options():
+    asked = ["--size", "tiny", "--estimate-memory", "microbatch=2"]
     plain, single = (
-        json.loads(benchmark("--size", "tiny", "--estimate-memory", "--suite", suite, "microbatch=2").stdout)
-        for suite in ("sd14", "sd14_single_gpu")
+        sd14.run(sd14.parser().parse_args([*asked, "--suite", suite])) for suite in ("sd14", "sd14_single_gpu")
     )
     plain, single = plain["gib_counted_not_measured"], single["gib_counted_not_measured"]
     assert min(plain.values()) > 0

@@ -62,7 +62,8 @@ def figures(run: Run, found: Detection) -> dict[str, Any]:
 
 
 def name_of(run: Run) -> str:
-    return f"{run.config['name'].removesuffix('_hps')} on {run.trained}, seed {run.config['seed']}"
+    pressed = "" if run.config["budget"] == "study" else ", default budget"
+    return f"{run.config['name'].removesuffix('_hps')} on {run.trained}, seed {run.config['seed']}{pressed}"
 
 
 def summary(found: pd.DataFrame) -> dict[str, Any]:
@@ -90,19 +91,22 @@ def chosen_without(runs: list[Run], rules: list[dict[str, Any]], reward: str) ->
 
 def main() -> None:
     runs = only_finished(find_runs(sys.argv[1:] or ["multirun/watch", "multirun/ddpo_hps_sweep"]))
+    quiet = [run for run in runs if run.config["budget"] == "default"]
+    runs = [run for run in runs if run not in quiet]
     chosen_on = [run for run in runs if run.trained in ("hps", "aesthetic") and run.config["seed"] == 0]
     confirmed_on = [run for run in runs if run not in chosen_on]
     possible = [rule for rule in rules() if all(detect(run, **rule) for run in runs)]
     best = best_of(possible, chosen_on).groupby("signal", sort=False).head(1)
     best_rules = best[list(BEFORE)].to_dict("records")
     rule = best_rules[0]
-    everything = judged(runs, rule)
-    without = everything[[run in confirmed_on for run in runs]]["lost without it"]
+    everything = judged(runs + quiet, rule)
+    without = judged(confirmed_on, rule)["lost without it"]
     compared = [
         {"rule": "shipped before", **summary(judged(confirmed_on, BEFORE))},
         {"rule": "none: the last weights", "runs": len(without), "gold lost": without.mean()},
     ]
-    everything.insert(1, "chosen on", [run in chosen_on for run in runs])
+    everything.insert(1, "chosen on", [run in chosen_on for run in runs + quiet])
+    unpressed = [{**one, **summary(judged(quiet, one))} for one in best_rules] if quiet else []
     left_out = pd.concat([chosen_without(runs, possible, reward) for reward in dict.fromkeys(r.trained for r in runs)])
     confirmed = pd.DataFrame([{**one, **summary(judged(confirmed_on, one))} for one in best_rules])
     write_tables(
@@ -112,6 +116,7 @@ def main() -> None:
             "The best rule of each signal, on the runs it was chosen on": best,
             "The same rules on the other runs": confirmed,
             "For comparison, on the other runs": pd.DataFrame(compared),
+            "The same rules on runs at the default budget": pd.DataFrame(unpressed),
             "Each reward by the rule that is best on the runs of all others": left_out,
             f"Every run, by {rule}": everything,
         },
