@@ -37,7 +37,8 @@ def test_rows_and_columns(finished):
         iterations[3::2],
         evaluations,
     ):  # without a reset, with one after another, evaluations
-        assert len({tuple(row) for row in rows}) == 1  # the columns are fixed
+        named = {tuple(key for key in row if key != "reset/recovery") for row in rows}  # logged when it happens
+        assert len(named) == 1  # the columns are fixed
     assert evaluations[0]["eval/hps/gain"] == 0
     assert [row["reset/share"] > 0 for row in iterations] == [False, True] * 3
 

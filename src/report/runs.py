@@ -59,7 +59,7 @@ class Run:
         return next((row["reward_queries"] for row in self.watch if row["watch/alarm"]), None)
 
     @property
-    def control(self) -> dict[str, list[float]] | None:
+    def control(self) -> dict[str, list[float | int]] | None:
         """Best of n by the trained reward: n, and gains of the reward and of the judge; None if unknown."""
         file = Path(self.config["suite"].get("control") or "")
         known = json.loads(file.read_text())["best_of_n"] if file.is_file() else {}
