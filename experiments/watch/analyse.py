@@ -90,7 +90,7 @@ def chosen_without(runs: list[Run], rules: list[dict[str, Any]], reward: str) ->
 
 
 def main() -> None:
-    runs = only_finished(find_runs(sys.argv[1:] or ["multirun/watch", "multirun/ddpo_hps_sweep"]))
+    runs = only_finished(find_runs(sys.argv[1:] or ["multirun/watch"]))
     quiet = [run for run in runs if run.config["budget"] == "default"]
     runs = [run for run in runs if run not in quiet]
     chosen_on = [run for run in runs if run.trained in ("hps", "aesthetic") and run.config["seed"] == 0]
