@@ -113,6 +113,8 @@ def test_what_cannot_be_compared_is_told():
         compare(arms(), ["gold_end"], [("active", "full")])
     with pytest.raises(UserError, match="two runs of seed 0"):
         table([a_run([0, 1], [0, 1]), a_run([0, 1], [0, 1])], lambda config: "all")
+    with pytest.raises(UserError, match="is not finished"):
+        table([a_run([0, 1], [0, 1], iterations=99)], lambda config: "all")
     with pytest.raises(UserError, match="none of these runs is finished"):
         only_finished([a_run([0, 1], [0, 1], iterations=99)])
 

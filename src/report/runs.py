@@ -134,7 +134,9 @@ def differences(runs: list[Run]) -> list[str]:
 def headline(run: Run, judge: str = "gold") -> str:
     """The outcome in one sentence of plain words."""
     last, queries = run.evaluations[-1], run.evaluations[-1]["reward_queries"]
-    proxy = last[f"eval/{run.trained}/gain"]
+    proxy = last.get(f"eval/{run.trained}/gain")
+    if proxy is None:
+        return f"The base's pictures do not differ in the trained reward ({run.trained}): it has no gain to tell."
     if len(run.evaluations) == 1:
         return f"Only the base model has been evaluated so far; training on {run.trained} has yet to move it."
     verb = "rose" if proxy >= 0 else "fell"

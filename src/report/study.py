@@ -92,6 +92,8 @@ def table(
     rows = []
     for run in runs:
         config = flat(run.config)
+        if not finished(run):
+            raise UserError(f"{run.folder} is not finished; run the study's command again, which goes on with it.")
         rows.append({"arm": arm(config), "seed": config["seed"], "commit": run.commit, **row_of(run, levels)})
     found = pd.DataFrame(rows).sort_values(["arm", "seed"], kind="stable").reset_index(drop=True)
     twice = found[found.duplicated(["arm", "seed"])]
