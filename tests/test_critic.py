@@ -87,3 +87,17 @@ def test_dropout_has_one_rate_or_one_a_layer():
 def test_features_keep_unit_length_on_request(policy, rollout, reward):
     bare = ImageTowerCritic(reward, policy, [8], timestep_input=False, scale_features=False).features(rollout)
     torch.testing.assert_close(bare.norm(dim=-1), torch.ones(3, STEPS))
+
+
+def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollout, reward):
+    bare = ImageTowerCritic(reward, policy, [8], timestep_input=False, state="predicted").features(rollout)
+    critic = ImageTowerCritic(reward, policy, [8], timestep_input=True, state="predicted", score_input=True)
+    features = critic.features(rollout)
+    torch.testing.assert_close(features[..., :-2], bare)
+    score = features[..., -2]
+    assert score[2].tolist() == [0.0] * STEPS  # the only owl
+    torch.testing.assert_close(score[0], -score[1])  # of two samples one is a standard deviation above the mean
+    torch.testing.assert_close(score[0].abs(), torch.ones(STEPS), atol=1e-3, rtol=0)
+    final = reward.score(policy.decode(rollout.predicted[:2, -1]), PROMPTS[:2])
+    assert score[0, -1].sign() == (final[0] - final[1]).sign()
+    assert critic(features.flatten(0, 1)).shape == (3 * STEPS,)

@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-multirun/dormancy}
 failed=0
-x0="critic=image_tower_x0 critic_epochs=10 normaliser.buffer=8"
+x0="critic=image_tower_score critic_epochs=10 normaliser.buffer=8"
 for seed in ${SEEDS:-0 1 2 3 4}; do
   for arms in "$x0 critic.activation=relu,none critic_gradient_factor=1.0,1.52587890625e-05" \
     "$x0 critic.activation=relu,none neuron_probe=8 neuron_probe_scattered=true" \

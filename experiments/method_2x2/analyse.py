@@ -19,6 +19,7 @@ DDPO, TDPO = "no critic, per trajectory", "critic, per timestep"
 PER_STEP, PER_TRAJECTORY = "no critic, per timestep", "critic, per trajectory"
 EIGHT_STEPS = "no critic, per trajectory, 8 steps"
 PUBLISHED = "published critic, per timestep"
+UNTOLD = "critic without the score, per timestep"
 CONTRASTS = [
     (TDPO, DDPO),  # the whole of it
     (PER_STEP, DDPO),  # its steps
@@ -26,14 +27,21 @@ CONTRASTS = [
     (PER_TRAJECTORY, DDPO),
     (PER_STEP, EIGHT_STEPS),  # ten steps of one timestep each, or eight of all timesteps, of one learning rate
     (PUBLISHED, PER_STEP),
+    (UNTOLD, PER_STEP),
+    (TDPO, UNTOLD),
 ]
+
+
+def critic(config: dict[str, Any]) -> str:
+    if config["critic.state"] == "noisy":
+        return "published critic"
+    return "critic" if config["critic.score_input"] else "critic without the score"
 
 
 def arm(config: dict[str, Any]) -> str:
     name = f"no critic, per {config['algorithm.schedule']}"
     if config["algorithm._target_"].endswith("TDPO"):
-        published = "published " if config["critic.state"] == "noisy" else ""
-        name = f"{published}critic, per {config['algorithm.schedule']}"
+        name = f"{critic(config)}, per {config['algorithm.schedule']}"
     return f"{name}, 8 steps" if config["algorithm.samples_per_update"] else name
 
 

@@ -11,7 +11,7 @@ for arms in "reset=none,full" "reset=active,dormant,random reset.ratio=1.0" \
   case $arms in *outgoing*) redraw= ;; *) redraw=reset.outgoing=redraw ;; esac
   for seed in ${SEEDS:-0 1 2 3 4}; do
     # shellcheck disable=SC2086
-    ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_r_hps critic=image_tower_x0 critic_epochs=10 normaliser.buffer=8 $arms $redraw \
+    ${PYTHON:-.venv/bin/python} -m src.run -m +experiment=tdpo_r_hps critic=image_tower_score critic_epochs=10 normaliser.buffer=8 $arms $redraw \
       seed="$seed" iterations=60 lr_factor=10 lr_ramp=60 evaluation.every=5 hydra.sweep.dir="$OUT" "$@" || failed=1
   done
 done

@@ -1,5 +1,6 @@
 """The paper's critic: the reward's frozen image tower on decoded x_t, then an MLP (TDPO, section 4.1)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from src.critic.base import Critic
 from src.errors import UserError
+from src.normalise import standardise
 from src.policy.diffusion import DiffusionPolicy
 from src.rewards.base import RewardModel
 from src.types import Rollout
@@ -23,6 +25,9 @@ class ImageTowerCritic(Critic):
         scale_features: brings unit-length embeddings to components of about unit variance.
         stride: states of every stride-th step are embedded; a step in between goes by the state before it, which it
             knows too, so that V stays a function of the past alone and a valid baseline.
+        score_input: whether the head also sees what the trained reward itself says of the picture, standardised within
+            the prompt's samples at that step: most of the return, where the picture is the predicted x_0. It asks the
+            reward t times more, and is there to tell what a critic could do if it knew.
     """
 
     def __init__(
@@ -39,23 +44,42 @@ class ImageTowerCritic(Critic):
         precision: Literal["fp32", "bf16"] = "fp32",
         stride: int = 1,
         scale_features: bool = True,
+        score_input: bool = False,
     ):
         if stride < 1:
             raise UserError(f"critic.stride={stride} must be at least 1.")
-        super().__init__(reward.embed_dim, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
+        width = reward.embed_dim + score_input
+        super().__init__(width, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
         self.precision, self.stride = precision, stride
+        self._score = reward.score if score_input else None
         self.scale = reward.embed_dim**0.5 if scale_features else 1.0
 
     @torch.no_grad()
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
         num_steps = len(rollout.timesteps)
         states = self.states(rollout)[:, :: self.stride]
-        flat = states.flatten(0, 1)
-        with torch.autocast(flat.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            starts = range(0, len(flat), self.batch_size)
-            parts = [self._embed(self._decode(flat[i : i + self.batch_size])) for i in starts]
-        # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
-        embedded = torch.cat(parts).float().unflatten(0, states.shape[:2]) * self.scale
-        return self.in_context(embedded.repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
+        prompts = [prompt for prompt in rollout.prompts for _ in range(states.shape[1])]
+        embedded, scores = [], []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                pictures = self._decode(states.flatten(0, 1)[part])
+                # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
+                embedded.append(self._embed(pictures).float() * self.scale)
+            if self._score is not None:
+                scores.append(self._score(pictures.float(), prompts[part]))
+        parts = [torch.cat(embedded).unflatten(0, states.shape[:2])]
+        if scores:
+            parts.append(within_prompts(torch.cat(scores).unflatten(0, states.shape[:2]), rollout.prompts)[..., None])
+        return self.in_context(torch.cat(parts, -1).repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
+
+
+def within_prompts(scores: Float[Tensor, "b t"], prompts: Sequence[str]) -> Float[Tensor, "b t"]:
+    """Standardised over the samples of each prompt, step by step; 0 for a prompt with one sample."""
+    standard = torch.empty_like(scores)
+    for prompt in set(prompts):
+        own = torch.tensor([other == prompt for other in prompts], device=scores.device)
+        standard[own] = standardise(scores[own], (0,))
+    return standard
