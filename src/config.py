@@ -131,6 +131,17 @@ def default_values() -> dict[str, Any]:
     return {key: value for key, value in schema.items() if value != MISSING}
 
 
+def default_of(cfg: dict[str, Any], key: str) -> Any:
+    """The default of a component's option (critic.stride), by the signature of what is built; else `empty`."""
+    *path, option = key.split(".")
+    for part in path:
+        cfg = cfg.get(part) if isinstance(cfg, dict) else None  # type: ignore[assignment]
+    if not isinstance(cfg, dict) or "_target_" not in cfg:
+        return inspect.Parameter.empty
+    parameter = inspect.signature(get_object(cfg["_target_"])).parameters.get(option)
+    return parameter.default if parameter else inspect.Parameter.empty
+
+
 def check(cfg: DictConfig) -> dict[str, Any]:
     """Resolves the configuration and checks every component against its signature.
 

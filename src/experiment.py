@@ -16,7 +16,6 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -138,11 +137,6 @@ def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
     if trainer.world_size > samples:
         raise UserError(
             f"trainer.devices: {trainer.world_size} processes are more than the {samples} samples they share."
-        )
-    started_outside = any(key in os.environ for key in ("LOCAL_RANK", "SLURM_PROCID"))
-    if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN and not started_outside:
-        raise UserError(
-            "trainer.devices: the runs of a sweep cannot start processes of their own; let srun or torchrun start them."
         )
 
 

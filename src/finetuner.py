@@ -82,6 +82,8 @@ class RewardFinetuner(LightningModule):
                 f"reset={type(reset).__name__} needs a critic and {type(algorithm).__name__} has none: "
                 "choose reset=none or algorithm=tdpo."
             )
+        if critic is None and reset.needs_lora and (reset.trigger or "").startswith(("critic/", "neurons/")):
+            raise UserError(f"reset.trigger={reset.trigger} is a critic's, and {type(algorithm).__name__} has none.")
         if neuron_probe < 1:
             raise UserError(f"neuron_probe={neuron_probe} must be at least 1.")
         if critic_epochs < 1:
@@ -117,7 +119,9 @@ class RewardFinetuner(LightningModule):
             rewards = self.score(rollout)
         rollout = rollout.noisiest(self.algorithm.trained_steps(self.policy.num_steps))
         with self._timed("critic_features"):
-            features = self.critic.features(rollout) if self.critic is not None else None
+            features = None
+            if self.critic is not None:
+                features = self.critic.compared(self.critic.features(rollout), batch, self.ranks)
         with self._timed("update"):
             credit = self.credit(batch, rewards, features)
             metrics = self.update(rollout, credit, features)
@@ -312,8 +316,9 @@ class RewardFinetuner(LightningModule):
     ) -> Metrics:
         assert self.critic is not None
         before = self._explained_variance(features, credit)
-        self.recovering = self.iteration, fresh
         masks = self.reset.apply(self.critic.head, scores, self._optimizers()[1], rng)
+        if any(mask.any() for mask in masks):
+            self.recovering = self.iteration, fresh
         after = self._explained_variance(features, credit)
         metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
         return metrics | {"reset/explained_variance_before": before, "reset/explained_variance_after": after}

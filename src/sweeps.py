@@ -10,6 +10,7 @@ Jobs may run in other processes or on other machines, so what becomes of a sweep
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import importlib.util
 import json
@@ -33,15 +34,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 from rich.table import Table
 
-from src.config import check, default_values
+from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.report.runs import IGNORED, find_runs, flat
 from src.run_folder import write_json, write_text
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
+    "joblib": ("joblib", "sweeps"),
+    "submitit_local": ("submitit", "sweeps"),
+    "submitit_slurm": ("submitit", "sweeps"),
     "optuna": ("optuna", "sweeps"),
     "ray": ("ray", "ray"),
 }
@@ -145,6 +146,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
     status.parent.mkdir(parents=True, exist_ok=True)
     try:
+        _refuse_several_processes(composed)
         with _alone(root / "jobs" / f"{name}.lock"):
             write_json(status, told | {"state": "running"})
             told["state"] = _settle(composed, folder, run)
@@ -152,11 +154,33 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     except (Exception, SystemExit) as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning makes an exit of it, and the sweep is to stop
+        if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
+            raise  # submitit has queued the job again, which will resume
         told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
         print(f"job {name} failed: {told['sentence']}", file=sys.stderr, flush=True)
         value = float("nan")
     write_json(status, told)
+    _free_memory()
     return value
+
+
+def _refuse_several_processes(composed: DictConfig) -> None:
+    """Raises UserError where a job's ranks would each take it for theirs."""
+    trainer: Any = OmegaConf.to_container(composed.trainer, resolve=True)
+    devices = trainer.get("devices", 1)
+    one = len(devices) == 1 if isinstance(devices, list) else devices in (1, "1")
+    if not one or trainer.get("num_nodes", 1) != 1:
+        raise UserError(
+            f"trainer.devices={devices}: a job of a sweep is one process; start runs on several "
+            "devices one by one, without -m and +sweeps."
+        )
+
+
+def _free_memory() -> None:
+    """Of a job that has ended, for the next one in this process."""
+    gc.collect()  # trainer and module refer to each other
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()  # does nothing where there is none
 
 
 @contextmanager
@@ -215,6 +239,8 @@ def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
     wanted: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(cfg))))
     there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
     for key in sorted(there | here):
+        if key not in there and here[key] == default_of(wanted, key):
+            continue  # an option that is younger than the run, as it was before there was one
         if there.get(key) != here.get(key):
             raise UserError(
                 f"{folder} holds a run of another configuration ({key} was {there.get(key)}, is {here.get(key)} now): "

@@ -8,6 +8,7 @@ from src.critic.image_tower import ImageTowerCritic
 from src.critic.latent import LatentCritic
 from src.errors import UserError
 from src.policy import ddim
+from src.ranks import Ranks
 from src.rewards.clip import CLIPReward
 from tests.conftest import ROOT
 from tests.test_policy import make_policy
@@ -92,10 +93,14 @@ def test_features_keep_unit_length_on_request(policy, rollout, reward):
 def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollout, reward):
     bare = ImageTowerCritic(reward, policy, [8], timestep_input=False, state="predicted").features(rollout)
     critic = ImageTowerCritic(reward, policy, [8], timestep_input=True, state="predicted", score_input=True)
-    features = critic.features(rollout)
+    raw = critic.features(rollout)
+    torch.testing.assert_close(raw[..., :-2], bare)
+    scores = raw[..., -2].clone()
+    features = critic.compared(raw, PROMPTS, Ranks())
     torch.testing.assert_close(features[..., :-2], bare)
     score = features[..., -2]
-    assert score[2].tolist() == [0.0] * STEPS  # the only owl
+    spread = scores.std(0, correction=0)
+    torch.testing.assert_close(score[2], (scores[2] - scores.mean(0)) / spread, atol=1e-4, rtol=1e-4)  # the only owl
     torch.testing.assert_close(score[0], -score[1])  # of two samples one is a standard deviation above the mean
     torch.testing.assert_close(score[0].abs(), torch.ones(STEPS), atol=1e-3, rtol=0)
     final = reward.score(policy.decode(rollout.predicted[:2, -1]), PROMPTS[:2])

@@ -21,6 +21,7 @@ RUN = [
     "samples_per_prompt=2",
     "microbatch=3",
     "critic.precision=fp32",
+    "critic.score_input=true",  # of two samples of a prompt, which two ranks share
     "optimizer.eps=1e-6",
     "critic_optimizer.eps=1e-6",
     "evaluation.every=2",

@@ -148,6 +148,24 @@ def test_the_matrix_has_a_row_for_every_treatment_and_t_intervals_over_seeds(tmp
     assert '"hps, ActiveReset",gold,1,-0.5000,-0.6000,-0.4000' in lines
 
 
+def test_treatments_are_named_by_what_tells_them_apart(tmp_path):
+    cells = {
+        "hps, DDPO, schedule=timestep": {"algorithm": {"_target_": "x.DDPO", "schedule": "timestep"}},
+        "hps, DDPO, schedule=trajectory, lr=1": {"algorithm": {"_target_": "x.DDPO", "schedule": "trajectory"}},
+        "hps, DDPO, schedule=trajectory, lr=2": {
+            "algorithm": {"_target_": "x.DDPO", "schedule": "trajectory"},
+            "optimizer": {"lr": 2},
+        },
+        "hps, TDPO": {"algorithm": {"_target_": "x.TDPO", "schedule": "timestep", "clip": 1}},
+    }
+    for k, options in enumerate(cells.values()):
+        for seed in (0, 1):
+            file = make_run(tmp_path / f"{k}-{seed}", [0, 1], [0, 1], seed=seed) / "config.yaml"
+            OmegaConf.save(OmegaConf.merge({"optimizer": {"lr": 1}}, OmegaConf.load(file), options), file)
+    found = treatments(find_runs([str(tmp_path)]))
+    assert {name: len(part) for name, part in found.items()} == dict.fromkeys(cells, 2)
+
+
 def test_folders_without_runs_are_told(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         find_runs([str(tmp_path)])

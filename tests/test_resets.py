@@ -106,7 +106,7 @@ def test_a_trigger_decides_at_the_iterations_that_every_names():
 
 
 def test_a_trigger_that_is_no_metric_is_refused():
-    with pytest.raises(UserError, match="neurons/dorment is not a metric"):
+    with pytest.raises(UserError, match="neurons/dorment is no metric of an iteration"):
         ActiveReset(trigger="neurons/dorment")
     with pytest.raises(UserError, match="not logged by this run"):
         ActiveReset(every=1, trigger="eval/gold/gain").due(1, {"policy/loss": 0.0})

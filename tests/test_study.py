@@ -18,7 +18,9 @@ from src.report.study import (
     means,
     only_finished,
     outcomes,
+    recovery,
     table,
+    validity,
     write_tables,
 )
 
@@ -61,6 +63,35 @@ def test_readings_at_equal_levels():
     assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
     assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
     assert math.isnan(found["reset_share"])
+
+
+def test_what_a_reset_costs_the_critic():
+    explained = [0.1, 0.3, 0.2, 0.0, 0.1, 0.3, 0.3, 0.3, 0.0, 0.2, 0.1]  # resets after the third and the eighth
+    rows = [{"critic/explained_variance": value, "reset/share": 0.0} for value in explained]
+    rows[2]["reset/share"] = rows[7]["reset/share"] = 1.0
+    run = a_run([0, 1], [0, 1])
+    run.iterations = rows
+    # before: 0.2 and 0.3; dips 0.2 and 0.3; back after three iterations; not back within three
+    expected = {"reset_dip": 0.25, "recovery": 3.0, "recovered": 0.5}
+    assert recovery(run) == pytest.approx(expected)
+    for row in rows:
+        row["reset/share"] = 0.0
+    run.config["reset"]["every"] = 3  # as if after the third, sixth and ninth
+    assert recovery(run)["reset_dip"] == pytest.approx((0.2 - 0.5 / 3 + 0) / 3)
+    run.iterations = [{"iteration": 1}]
+    assert all(map(math.isnan, recovery(run).values()))
+
+
+def test_an_arm_may_fail_the_condition_of_a_study():
+    found = pd.DataFrame({"arm": ["a", "a", "b"], "explained_variance": [0.02, 0.06, 0.9]})
+    assert validity(found, "a", "explained_variance", above=0.05).condition.tolist() == ["not met"]
+    assert validity(found, "b", "explained_variance", above=0.05).condition.tolist() == ["met"]
+
+
+def test_means_say_how_many_runs_they_rest_on():
+    found = pd.DataFrame({"arm": ["a", "a", "b"], "x": [1.0, float("nan"), 2.0], "y": [1.0, 2.0, 3.0]})
+    shown = means(found, ["x", "y"])
+    assert shown["runs with x"].tolist() == [1, 1] and "runs with y" not in shown
 
 
 def test_crossing_reads_the_first_time_only():

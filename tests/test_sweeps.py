@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import sys
@@ -13,8 +14,10 @@ from types import SimpleNamespace
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from submitit.core.utils import UncompletedJobError
 
 import src.run
+from hydra_plugins.overopt import joblib_launcher, submitit_launcher
 from src import sweeps
 from src.run_folder import write_config, write_json
 from src.sweeps import job_name, threads_of_a_job
@@ -152,6 +155,37 @@ def test_an_unfinished_control_starts_anew(tmp_path, sweep, pretended):
     assert not (folders[0] / "scores.npz").exists()
 
 
+def test_a_job_that_submitit_queues_again_has_not_failed(tmp_path, sweep, monkeypatch):
+    """On a timeout submitit's signal handler ends the process by an exit, and the scheduler starts it again."""
+    monkeypatch.setattr(src.run, "run", lambda cfg: sys.exit(-1))
+    sweep(*TINY, "seed=1")
+    assert list(states(tmp_path / "sweep").values()) == ["failed"]
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    sweep(*TINY, "seed=1")
+    assert list(states(tmp_path / "sweep").values()) == ["running"]
+
+
+def test_a_job_whose_process_dies_is_told_as_nan(capsys):
+    def killed():
+        raise UncompletedJobError("out of memory\nmore")
+
+    found = [joblib_launcher.apart(os._exit, 9), submitit_launcher._result(SimpleNamespace(result=killed))]
+    assert all(math.isnan(job.return_value) for job in found)
+    assert "a job's process ended: out of memory\n" in capsys.readouterr().out
+
+
+def test_an_option_younger_than_a_run_is_as_it_was_before_there_was_one(tmp_path, sweep, pretended):
+    assert sweep(*TINY, "seed=1")[0] == 0
+    stored = tmp_path / "sweep/debug=tiny,seed=1/config.yaml"
+    stored.write_text(stored.read_text().replace("  score_input: false\n", ""))
+    assert sweep(*TINY, "seed=1")[0] == 0 and len(pretended) == 1
+    code, told = sweep(*TINY, "seed=1", "critic.score_input=true")
+    assert code == 0 and len(pretended) == 2  # a job of another name
+    stored.write_text(stored.read_text().replace("  stride: 2\n", ""))
+    code, told = sweep(*TINY, "seed=1")
+    assert code == 1 and "critic.stride was None, is 2 now" in told
+
+
 def test_a_job_that_another_process_runs_is_waited_for(tmp_path, capsys):
     held = (tmp_path / "seed=1.lock").open("w")
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -165,6 +199,7 @@ def test_a_job_that_another_process_runs_is_waited_for(tmp_path, capsys):
     [
         ("run_dir=somewhere", "run_dir= is for single runs"),
         ("resume=last", "resume= is for single runs"),
+        ("trainer.devices=2", "trainer.devices=2: a job of a sweep is one process"),
         ("objective=eval/nothing/gain", "objective=eval/nothing/gain is no figure"),
     ],
 )
@@ -230,6 +265,11 @@ def test_optuna_finds_the_best_ratio_and_repeats_itself(tmp_path, sweep, pretend
     assert f"'{best:.6g}'" in (tmp_path / "sweep/best.yaml").read_text()
     assert sweep(*options, "hydra.sweeper.n_trials=6")[0] == 0
     assert len(pretended) == 6 and pretended[-1].config["reset"]["ratio"] not in ratios
+
+
+def test_a_search_is_not_after_the_luckiest_seed(sweep, pretended):
+    code, told = sweep(*TINY, "seed=1,2", "objective=eval/gold/gain", "hydra/sweeper=optuna")
+    assert code == 2 and not pretended and "seed= is swept" in told
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from src.report.runs import find_runs
-from src.report.study import by_arm, compare, judged, means, only_finished, paired, table, write_tables
+from src.report.study import by_arm, compare, judged, means, only_finished, paired, table, validity, write_tables
 from src.report.study_plots import PROXY_AND_GOLD, draw_curves
 
 HERE = Path(__file__).parent
@@ -58,10 +58,12 @@ def interaction(found: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     runs = only_finished(find_runs(sys.argv[1:] or ["multirun/method_2x2"]))
     found = table(runs, arm, LEVELS)
+    contrasts = [pair for pair in CONTRASTS if set(pair) <= set(found.arm)]
     tables = {
         "Means over seeds": means(found, COLUMNS),
-        "Arm against arm, paired by seed": compare(found, OUTCOMES, CONTRASTS, MARGIN),
+        "Arm against arm, paired by seed": compare(found, OUTCOMES, contrasts, MARGIN),
         "Critic x schedule, the interaction": interaction(found),
+        "Validity": validity(found, TDPO, "explained_variance", above=0.05),
     }
     write_tables(HERE, found, tables)
     draw_curves(by_arm(runs, arm), PROXY_AND_GOLD, HERE / "curves.png")

@@ -12,6 +12,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from src.errors import UserError
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -44,6 +46,11 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = {o.get_key_element(): o for o in parser.parse_overrides([*given.values(), *arguments])}
         space = {key: distribution_of(o) for key, o in parsed.items() if o.is_sweep_override()}
+        if "seed" in space:
+            raise UserError(
+                "seed= is swept: a search compares values under one seed, or it would find the luckiest; give one, and "
+                "confirm what it finds by +sweeps=reset_ratio reset.ratio=... seed=1,2,3."
+            )
         fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in parsed.items() if key not in space]
         sampler = optuna.samplers.TPESampler(seed=self.seed)
         study = optuna.create_study(sampler=sampler, direction=self.direction)

@@ -1,5 +1,6 @@
 """What a critic is: V(features of x_t, t), features computed once per rollout, and a head whose neurons are read."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
+from src.ranks import Ranks
 from src.types import Rollout
 
 
@@ -18,7 +20,8 @@ class Head(nn.Module):
     """Multi-layer perceptron to one value; its hidden neurons are what resets act on.
 
     Weights ~ N(0, 1/(d+1)) for d inputs and zero biases, as in the authors' code. `activation="none"` is theirs too:
-    a linear network, in which dormancy means little.
+    a linear network, in which dormancy means little. It computes in float32 whatever the precision of training: values
+    of half precision would make ties of scores.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class Head(nn.Module):
                 layer.bias.zero_()  # type: ignore[union-attr,operator]
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        for layer, dropout in zip(self.layers[:-1], self.dropouts, strict=True):
-            x = dropout(self.activation(layer(x)))
-        return self.layers[-1](x).squeeze(-1)
+        with in_float32(x):
+            for layer, dropout in zip(self.layers[:-1], self.dropouts, strict=True):
+                x = dropout(self.activation(layer(x)))
+            return self.layers[-1](x).squeeze(-1)
 
     def gradients(self, x: Float[Tensor, "n d"], target: Float[Tensor, " n"]) -> list[Float[Tensor, "n _"]]:
         """dL/dz of the hidden neurons, layer by layer: L half the squared error of V(x), z the sum into a neuron.
@@ -54,7 +58,7 @@ class Head(nn.Module):
         By z and not by the neuron's output, so that a silent ReLU, whose weights learn nothing, has gradient 0.
         """
         sums = []
-        with torch.enable_grad():
+        with torch.enable_grad(), in_float32(x):
             for layer in self.layers[:-1]:
                 sums.append(layer(x).requires_grad_())
                 x = self.activation(sums[-1])
@@ -65,11 +69,16 @@ class Head(nn.Module):
     def hidden(self, x: Float[Tensor, "n d"]) -> list[Float[Tensor, "n _"]]:
         """Outputs of the hidden neurons, layer by layer, without dropout; after ReLU also for a linear head."""
         outputs = []
-        for layer in self.layers[:-1]:
-            before = layer(x)
-            x = self.activation(before)
-            outputs.append(before.relu())
+        with in_float32(x):
+            for layer in self.layers[:-1]:
+                before = layer(x)
+                x = self.activation(before)
+                outputs.append(before.relu())
         return outputs
+
+
+def in_float32(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def initial_weight(weight: Float[Tensor, "out d"], generator: torch.Generator | None = None) -> None:
@@ -112,6 +121,10 @@ class Critic(LightningModule):
         """What the head sees of every x_t before its step; no gradient."""
         raise NotImplementedError(f"{type(self).__name__} does not define features")
 
+    def compared(self, features: Float[Tensor, "own t d"], prompts: Sequence[str], ranks: Ranks) -> Tensor:
+        """The features of this rank's samples, put in relation to all samples, whose prompts these are."""
+        return features
+
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         return self.head(features)
 
@@ -131,4 +144,4 @@ class Critic(LightningModule):
             parts.append((prompt * prompt.shape[1] ** 0.5)[:, None].expand(-1, features.shape[1], -1))
         if self.timestep_input:
             parts.append((rollout.timesteps.float() / 1000).view(1, -1, 1).expand(len(features), -1, 1))
-        return torch.cat([part.to(features) for part in parts], -1)
+        return torch.cat([part.to(features) for part in parts], -1).float()

@@ -1,5 +1,6 @@
 """The paper's critic: the reward's frozen image tower on decoded x_t, then an MLP (TDPO, section 4.1)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,7 @@ from src.critic.base import Critic
 from src.errors import UserError
 from src.normalise import standardise
 from src.policy.diffusion import DiffusionPolicy
+from src.ranks import Ranks
 from src.rewards.base import RewardModel
 from src.types import Rollout
 
@@ -26,8 +28,9 @@ class ImageTowerCritic(Critic):
         stride: states of every stride-th step are embedded; a step in between goes by the state before it, which it
             knows too, so that V stays a function of the past alone and a valid baseline.
         score_input: whether the head also sees what the trained reward itself says of the picture, standardised within
-            the prompt's samples at that step: most of the return, where the picture is the predicted x_0. It asks the
-            reward t times more, and is there to tell what a critic could do if it knew.
+            the prompt's samples at that step (`compared`): most of the return, where the picture is the predicted x_0.
+            It scores every embedded state, which reward_queries does not count; it is there to tell what a critic could
+            do if it knew.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class ImageTowerCritic(Critic):
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
         self.precision, self.stride = precision, stride
-        self._score = reward.score if score_input else None
+        self._score, self.score_column = reward.score if score_input else None, reward.embed_dim
         self.scale = reward.embed_dim**0.5 if scale_features else 1.0
 
     @torch.no_grad()
@@ -70,16 +73,24 @@ class ImageTowerCritic(Critic):
                 embedded.append(self._embed(pictures).float() * self.scale)
             if self._score is not None:
                 scores.append(self._score(pictures.float(), prompts[part]))
-        parts = [torch.cat(embedded).unflatten(0, states.shape[:2])]
-        if scores:
-            parts.append(within_prompts(torch.cat(scores).unflatten(0, states.shape[:2]), rollout.prompts)[..., None])
+        parts = [torch.cat(part).unflatten(0, states.shape[:2]) for part in (embedded, scores) if part]
+        if self._score is not None:
+            parts[1] = parts[1][..., None]
         return self.in_context(torch.cat(parts, -1).repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
+
+    def compared(self, features: Float[Tensor, "own t d"], prompts: Sequence[str], ranks: Ranks) -> Tensor:
+        if self._score is None:
+            return features
+        standard = within_prompts(ranks.gather(features[..., self.score_column]), prompts)
+        features[..., self.score_column] = standard[ranks.part(len(prompts))]
+        return features
 
 
 def within_prompts(scores: Float[Tensor, "b t"], prompts: Sequence[str]) -> Float[Tensor, "b t"]:
-    """Standardised over the samples of each prompt, step by step; 0 for a prompt with one sample."""
-    standard = torch.empty_like(scores)
-    for prompt in set(prompts):
-        own = torch.tensor([other == prompt for other in prompts], device=scores.device)
-        standard[own] = standardise(scores[own], (0,))
+    """Standardised over the samples of each prompt, step by step; where a prompt has but one, over all samples."""
+    standard = standardise(scores, (0,))
+    for prompt, samples in Counter(prompts).items():
+        if samples > 1:
+            own = torch.tensor([other == prompt for other in prompts], device=scores.device)
+            standard[own] = standardise(scores[own], (0,))
     return standard

@@ -1,6 +1,8 @@
 """The plots of the report. Every function takes runs and returns a plotly figure, or None where there is nothing."""
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,7 +14,6 @@ from src.report.runs import Run, differences, flat
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
 JUDGE = "gold"
-MAX_PARTS = 4  # of what a treatment is named by beside its reward
 UNSAID = ("seed", "train_reward", "task", "suite.", "callbacks.", "evaluation.", "trainer.", "optimizer.")
 LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -145,21 +146,30 @@ def fit_of(run: Run) -> Fit | None:
 def treatments(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that differ in nothing but their seed, by the trained reward and whatever else sets them apart."""
     trained = [run for run in runs if not run.is_best_of_n]
-    keys = [key for key in differences(trained) if all(key in flat(run.config) for run in trained)]
-    kinds = [key for key in keys if key.endswith("._target_")]
-    without_saying = (
-        *UNSAID,
-        *(key.removesuffix("_target_") for key in kinds),
-    )  # the options of what has its kind told
-    others = [key for key in keys if not key.startswith(without_saying)]
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        config = flat(run.config)
-        parts = [str(config.get(key)).rsplit(".", 1)[-1] for key in kinds]
-        parts += [f"{key.rsplit('.', 1)[-1]}={config.get(key)}" for key in others]
-        label = f"best of n by {run.trained}" if run.is_best_of_n else ", ".join([run.trained, *parts[:MAX_PARTS]])
-        found.setdefault(label, []).append(run)
+    keys = [key for key in differences(trained) if key != "seed"]
+    groups: dict[str, list[Run]] = {}
+    for run in trained:
+        groups.setdefault(json.dumps([flat(run.config).get(key) for key in keys]), []).append(run)
+    names = _names([flat(part[0].config) for part in groups.values()], keys)
+    found = dict(zip(names, groups.values(), strict=True))
+    for run in (run for run in runs if run.is_best_of_n):
+        found.setdefault(f"best of n by {run.trained}", []).append(run)
     return found
+
+
+def _names(configs: list[dict[str, Any]], keys: list[str]) -> list[str]:
+    """Different configurations by as few of these keys as tell them apart: their kinds, then what varies within one."""
+    kinds = [key for key in keys if key.endswith("._target_")]
+    names = [
+        [config["train_reward"], *(str(config.get(key)).rsplit(".", 1)[-1] for key in kinds)] for config in configs
+    ]
+    for key in sorted((key for key in keys if key not in kinds), key=lambda key: key.startswith(UNSAID)):
+        for name in {tuple(name) for name in names}:
+            same = [k for k, other in enumerate(names) if tuple(other) == name]
+            if len({json.dumps(configs[k].get(key)) for k in same}) > 1:
+                for k in same:
+                    names[k] = [*name, f"{key.rsplit('.', 1)[-1]}={configs[k].get(key)}"]
+    return [", ".join(name) for name in names]
 
 
 def cross_reward_matrix(runs: list[Run]) -> go.Figure | None:

@@ -35,9 +35,10 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """Of the code that began it, in short; empty where none is known."""
+        """Of the code that began it, in short, and whether it was changed; empty where none is known."""
         file = self.folder / "versions.json"
-        return (json.loads(file.read_text())["commit"] or "")[:9] if file.exists() else ""
+        commit = (json.loads(file.read_text())["commit"] or "") if file.exists() else ""
+        return commit[:9] + ("+changes" if commit.endswith("+changes") else "")
 
     @property
     def trained(self) -> str:

@@ -4,6 +4,7 @@ Needs the extra `studies` (pandas, scipy).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,32 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
         "dormant_0.025": _mean(later_half, "neurons/dormant_0.025"),
         "dormant_0.1": _mean(later_half, "neurons/dormant_0.1"),
         "reset_share": _mean([row for row in run.iterations if row.get("reset/share")], "reset/share"),
-        "recovery": _mean(run.iterations, "reset/recovery"),
-    }
+    } | recovery(run)
     columns = {"gold": gold, "cross": cross, "kl": run.series("kl/trajectory")}
     for level in levels:
         found |= {f"{name}_at_{level:g}": crossing(proxy, column, level) for name, column in columns.items()}
     return found
+
+
+def recovery(run: Run) -> dict[str, float]:
+    """What resets cost the critic's explained variance, in the mean over resets; of three iterations before each.
+
+    `reset_dip`: how far it is below that in the iteration after; `recovery`: iterations until it is back there, or
+    until the next reset or the run's end if it is not before; `recovered`: share of the resets after which it is. Of a
+    run without resets the same at the iterations where it might have had them, to hold the others against.
+    """
+    rows = [row for row in run.iterations if "critic/explained_variance" in row]
+    explained = [row["critic/explained_variance"] for row in rows]
+    resets = [k for k, row in enumerate(rows) if row.get("reset/share")]
+    every = run.config["reset"].get("every", 10)
+    starts = [k for k in resets or range(every - 1, len(rows), every) if 2 <= k < len(rows) - 1]
+    found = []
+    for start, end in pairwise([*starts, len(rows) - 1]):
+        before, after = float(np.mean(explained[start - 2 : start + 1])), explained[start + 1 : end + 1]
+        back = next((k for k, value in enumerate(after, 1) if value >= before), None)
+        found.append((before - after[0], back or len(after), back is not None))
+    means = np.mean(found, axis=0) if found else [float("nan")] * 3
+    return {name: float(value) for name, value in zip(("reset_dip", "recovery", "recovered"), means, strict=True)}
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -130,6 +151,8 @@ def means(found: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
             row[column] = values.mean()
             half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else float("nan")
             row[f"{column} +-"] = half
+            if found[column].isna().any():
+                row[f"runs with {column}"] = len(values)  # the others never got there
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -175,6 +198,15 @@ def paired(difference: pd.Series) -> dict[str, float]:
     spread = difference.std()
     d = difference.mean() / spread if spread > 0 else float("nan")
     return {"difference": difference.mean(), "low": low, "high": high, "d": d, "p": test.pvalue}
+
+
+def validity(found: pd.DataFrame, arm: str, column: str, above: float) -> pd.DataFrame:
+    """Whether the mean of an arm is above what the study needs to say anything."""
+    values = found[found.arm == arm][column].dropna()
+    met = "met" if len(values) and values.mean() > above else "not met"
+    low, high = (values.min(), values.max()) if len(values) else (float("nan"),) * 2
+    row = {"arm": arm, "must be above": above, column: values.mean(), "lowest": low, "highest": high, "condition": met}
+    return pd.DataFrame([row])
 
 
 def judged(rows: pd.DataFrame, margin: float | None) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from src.metrics.glossary import lookup
 from src.resets.ops import Mask, Reinit, Scores
 from src.types import Metrics
 
+OF_AN_ITERATION = ("reward/", "policy/", "critic/", "neurons/")  # what is known when a reset may fall due
+
 
 class Reset:
     """Base strategy: it selects nobody.
@@ -102,5 +104,11 @@ class Reset:
 def _check_trigger(trigger: str) -> None:
     try:
         lookup(trigger)
+        known = trigger.startswith(OF_AN_ITERATION)
     except KeyError:
-        raise UserError(f"reset.trigger={trigger} is not a metric; one is neurons/dormant_0.1.") from None
+        known = False
+    if not known:
+        raise UserError(
+            f"reset.trigger={trigger} is no metric of an iteration ({', '.join(OF_AN_ITERATION)}...); one is "
+            "neurons/dormant_0.1."
+        )

@@ -47,7 +47,7 @@ class LoraNeurons:
         def hook_of(total: Scores):
             def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
                 channels = output.movedim(1, -1) if output.ndim == 4 else output
-                total.add_(channels.abs().flatten(0, -2).sum(0))
+                total.add_(channels.float().abs().flatten(0, -2).sum(0))
 
             return hook
 

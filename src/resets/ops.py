@@ -49,7 +49,7 @@ def even_states(b: int, t: int, states: int) -> tuple[Int[Tensor, " n"], Int[Ten
 
 def overlap(masks: list[Mask], others: list[Mask]) -> float:
     """Jaccard index of two selections over all layers: shared over selected by either; 0 where nobody is selected."""
-    ours, theirs = torch.cat(masks), torch.cat(others)
+    ours, theirs = torch.cat(masks).cpu(), torch.cat(others).cpu()  # a checkpoint's are on the CPU
     return ((ours & theirs).sum() / (ours | theirs).sum().clamp(min=1)).item()
 
 

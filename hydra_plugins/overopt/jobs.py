@@ -1,0 +1,57 @@
+"""One job of a sweep, in whatever process it runs."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+class JobLauncher(Launcher):
+    """What our launchers have in common. A job whose process dies costs no other one anything."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def shared(self) -> tuple[str, HydraContext, TaskFunction, DictConfig, Any]:
+        """What `run` needs beside a job's own overrides and number."""
+        setup_globals()
+        return str(Path.cwd()), self.hydra_context, self.task_function, self.config, Singleton.get_state()
+
+
+def run(
+    overrides: Sequence[str],
+    number: int,
+    root: str,
+    hydra_context: HydraContext,
+    task_function: TaskFunction,
+    config: DictConfig,
+    singletons: Any,
+) -> JobReturn:
+    """Composes the job and runs it, in the repository's root."""
+    os.chdir(root)
+    setup_globals()
+    Singleton.set_state(singletons)
+    job = hydra_context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.job.id = job.hydra.job.num = number
+    HydraConfig.instance().set_config(job)
+    return run_job(
+        hydra_context=hydra_context,
+        task_function=task_function,
+        config=job,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def died(error: BaseException) -> JobReturn:
+    """What a job returns whose process has died: nan."""
+    print(f"a job's process ended: {(str(error).splitlines() or [type(error).__name__])[0]}", flush=True)
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))

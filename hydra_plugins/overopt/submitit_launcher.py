@@ -1,0 +1,70 @@
+"""Jobs on Slurm, by submitit. Hydra's own launcher stops waiting for all of them when one is killed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+from hydra_plugins.overopt.jobs import JobLauncher, died, run
+
+ANYWHERE = {  # options that submitit has for any cluster
+    "name", "timeout_min", "mem_gb", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "stderr_to_stdout",
+}  # fmt: skip
+
+
+class SlurmLauncher(JobLauncher):
+    """Submits the jobs as one array and waits for them; one that is timed out or preempted is queued again.
+
+    Args:
+        submitit_folder: where jobs and their logs are written.
+        max_num_timeout: how often a job is queued again after a timeout.
+        options: submitit's, for the cluster; null leaves it to the cluster.
+    """
+
+    cluster = "slurm"
+
+    def __init__(self, submitit_folder: str, max_num_timeout: int = 10, **options: Any):
+        self.folder, self.max_num_timeout, self.options = submitit_folder, max_num_timeout, options
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import submitit
+
+        timeouts = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
+        executor = submitit.AutoExecutor(self.folder, self.cluster, **timeouts)
+        executor.update_parameters(
+            **{key if key in ANYWHERE else f"{self.cluster}_{key}": value for key, value in self.options.items()}
+        )
+        shared, numbers = self.shared(), range(initial_job_idx, initial_job_idx + len(job_overrides))
+        jobs = executor.map_array(_Job(shared), [list(each) for each in job_overrides], numbers)
+        return [_result(job) for job in jobs]
+
+
+class LocalLauncher(SlurmLauncher):
+    """The same on this machine; all jobs start at once."""
+
+    cluster = "local"
+
+
+class _Job:
+    """A job that submitit can start, and start again."""
+
+    def __init__(self, shared: tuple[Any, ...]):
+        self.shared = shared
+
+    def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
+        return run(overrides, number, *self.shared)
+
+    def checkpoint(self, *job: Any) -> Any:
+        """What is queued again: the same, for it goes on from its run's checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *job)
+
+
+def _result(job: Any) -> JobReturn:
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        return job.result()
+    except UncompletedJobError as error:
+        return died(error)
