@@ -90,7 +90,7 @@ def test_features_keep_unit_length_on_request(policy, rollout, reward):
     torch.testing.assert_close(bare.norm(dim=-1), torch.ones(3, STEPS))
 
 
-def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollout, reward):
+def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollout, reward, monkeypatch):
     bare = ImageTowerCritic(reward, policy, [8], timestep_input=False, state="predicted").features(rollout)
     critic = ImageTowerCritic(reward, policy, [8], timestep_input=True, state="predicted", score_input=True)
     raw = critic.features(rollout)
@@ -103,6 +103,9 @@ def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollou
     torch.testing.assert_close(score[2], (scores[2] - scores.mean(0)) / spread, atol=1e-4, rtol=1e-4)  # the only owl
     torch.testing.assert_close(score[0], -score[1])  # of two samples one is a standard deviation above the mean
     torch.testing.assert_close(score[0].abs(), torch.ones(STEPS), atol=1e-3, rtol=0)
+    monkeypatch.setattr(Ranks, "gather", lambda self, rows: scores)  # of two ranks, the first of which has two samples
+    own = critic.compared(critic.features(rollout.of(torch.tensor([0, 1]))), PROMPTS, Ranks(0, 2))
+    torch.testing.assert_close(own[..., -2], score[:2])
     final = reward.score(policy.decode(rollout.predicted[:2, -1]), PROMPTS[:2])
     assert score[0, -1].sign() == (final[0] - final[1]).sign()
     assert critic(features.flatten(0, 1)).shape == (3 * STEPS,)

@@ -21,7 +21,6 @@ RUN = [
     "samples_per_prompt=2",
     "microbatch=3",
     "critic.precision=fp32",
-    "critic.score_input=true",  # of two samples of a prompt, which two ranks share
     "optimizer.eps=1e-6",
     "critic_optimizer.eps=1e-6",
     "evaluation.every=2",
@@ -143,9 +142,3 @@ def test_ranks_started_from_outside_need_a_folder():
     launched = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}
     done = run_command(*RUN, "trainer.devices=2", env=launched)
     assert done.returncode == 2 and "run_dir= is needed" in done.stderr
-
-
-def test_a_sweep_cannot_start_ranks(tmp_path):
-    done = run_command("-m", *RUN, "trainer.devices=2", f"hydra.sweep.dir={tmp_path}")
-    assert done.returncode == 1 and "cannot start processes of their own" in done.stdout + done.stderr
-    assert not list(tmp_path.rglob("config.yaml"))
