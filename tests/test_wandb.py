@@ -76,7 +76,7 @@ def test_the_offline_file_holds_every_row_and_picture(tmp_path):
 
 def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path):
     folder = tmp_path / "run"
-    nowhere = environment(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
+    nowhere = environment(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40, WANDB_INIT_TIMEOUT="3")
     done = run_command(*TINY, "logger.mode=online", f"run_dir={folder}", env=nowhere, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "W&B cannot be reached" in done.stdout

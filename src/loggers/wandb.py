@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from src.errors import UserError
 from src.run_folder import write_text
 
+INIT_TIMEOUT = 20  # s that the beginning waits, where W&B's own variable does not say otherwise
 FINISH_TIMEOUT = 120  # s that the end of a run waits for a server; what is left lies in the run folder for `wandb sync`
 
 
@@ -40,6 +41,7 @@ def make_wandb_logger(
     id_file = run_dir / "wandb_id.txt"
     if not id_file.exists():
         write_text(id_file, secrets.token_hex(4))
+    wait = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT))
     options: dict[str, Any] = {
         "name": run_dir.name,
         "dir": run_dir,
@@ -49,7 +51,7 @@ def make_wandb_logger(
         "config": config,
         "id": id_file.read_text().strip(),
         "resume": "allow",
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=20, finish_timeout=FINISH_TIMEOUT),
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=wait, finish_timeout=FINISH_TIMEOUT),
     }
     try:
         run = wandb.init(mode=mode, **options)
