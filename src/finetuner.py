@@ -37,6 +37,7 @@ from src.types import Credit, Metrics, Rollout
 
 PHASES = ("sampling", "rewards", "critic_features", "update", "reset")
 RESET_STREAM, PROBE_STREAM = 1 << 20, 1 << 22  # keep these draws apart from those of samples and evaluations
+FEW_STATES = 8  # what the authors' code measures neurons on, beside the probe of the configuration
 
 
 class RewardFinetuner(LightningModule):
@@ -293,18 +294,29 @@ class RewardFinetuner(LightningModule):
         return explained_variance(self._values(features), credit.returns)
 
     def _neuron_scores(self, features: Float[Tensor, "own t d"], credit: Credit) -> dict[str, list[Scores]]:
-        """By activation and by gradient, on the probe's states, whichever rank's they are."""
+        """By activation and by gradient on the probe's states, and by activation on as few as the authors look at."""
         assert self.critic is not None and credit.returns is not None
-        head, (b, t) = self.critic.head, credit.returns.shape
+        head = self.critic.head
+        states, returns = self._probed(features, credit.returns, self.neuron_probe, self.neuron_probe_scattered)
+        few, _ = self._probed(features, credit.returns, FEW_STATES, True)
+        found = {
+            "activation": magnitudes(head.hidden(states)),
+            "gradient": magnitudes(head.gradients(states, returns)),
+            "few_states": magnitudes(head.hidden(few)),
+        }
+        self.ranks.add_up([layer for layers in found.values() for layer in layers])
+        return {name: neuron_scores(layers) for name, layers in found.items()}
+
+    def _probed(
+        self, features: Float[Tensor, "own t d"], returns: Float[Tensor, "b t"], states: int, scattered: bool
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Features and returns of this rank's part of the states that a probe looks at."""
+        b, t = returns.shape
         rng = generator_of(self.seed, self.iteration, PROBE_STREAM)
-        samples, slots = probe_states(b, t, self.neuron_probe, self.neuron_probe_scattered, rng)
+        samples, slots = probe_states(b, t, states, scattered, rng)
         own = self.ranks.own(samples, b)
         samples, slots = samples[own], slots[own]
-        states = features[samples - self.ranks.part(b).start, slots]
-        active = magnitudes(head.hidden(states))
-        learning = magnitudes(head.gradients(states, credit.returns[samples, slots]))
-        self.ranks.add_up([*active, *learning])
-        return {"activation": neuron_scores(active), "gradient": neuron_scores(learning)}
+        return features[samples - self.ranks.part(b).start, slots], returns[samples, slots]
 
     def _reset_critic(
         self,

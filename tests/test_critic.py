@@ -101,7 +101,8 @@ def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollou
     score = features[..., -2]
     spread = scores.std(0, correction=0)
     torch.testing.assert_close(score[2], (scores[2] - scores.mean(0)) / spread, atol=1e-4, rtol=1e-4)  # the only owl
-    torch.testing.assert_close(score[0], -score[1])  # of two samples one is a standard deviation above the mean
+    # of two samples one is a standard deviation above the mean; of scores about 10, which float32 rounds to 1e-6
+    torch.testing.assert_close(score[0], -score[1], atol=1e-3, rtol=0)
     torch.testing.assert_close(score[0].abs(), torch.ones(STEPS), atol=1e-3, rtol=0)
     monkeypatch.setattr(Ranks, "gather", lambda self, rows: scores)  # of two ranks, the first of which has two samples
     own = critic.compared(critic.features(rollout.of(torch.tensor([0, 1]))), PROMPTS, Ranks(0, 2))
@@ -109,3 +110,31 @@ def test_the_rewards_own_score_is_told_within_the_prompts_samples(policy, rollou
     final = reward.score(policy.decode(rollout.predicted[:2, -1]), PROMPTS[:2])
     assert score[0, -1].sign() == (final[0] - final[1]).sign()
     assert critic(features.flatten(0, 1)).shape == (3 * STEPS,)
+
+
+def test_the_score_is_that_of_the_reward_though_pictures_are_embedded_once(policy, rollout, reward, monkeypatch):
+    pictures = policy.decode(rollout.predicted[:, -1])
+    embedded, scores = reward.embed_and_score(pictures, PROMPTS)
+    torch.testing.assert_close(embedded, reward.embed_images(pictures))
+    torch.testing.assert_close(scores, reward.score(pictures, PROMPTS))
+    looks = []
+    embed = reward.embed_images
+    monkeypatch.setattr(reward, "embed_images", lambda images: looks.append(len(images)) or embed(images))
+    critic = ImageTowerCritic(reward, policy, [8], timestep_input=True, state="predicted", score_input=True)
+    critic.features(rollout)
+    assert sum(looks) == len(PROMPTS) * STEPS
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_automatic_precision_is_what_the_processor_computes_in(policy, rollout, reward, monkeypatch, able, dtype):
+    monkeypatch.setattr("src.critic.image_tower.computes_in_bfloat16", lambda device: able)
+    seen = []
+    decode = policy.decode
+
+    def decode_and_note(latents):
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return decode(latents)
+
+    monkeypatch.setattr(policy, "decode", decode_and_note)
+    ImageTowerCritic(reward, policy, [8], precision="auto").features(rollout)
+    assert set(seen) == {dtype}

@@ -67,8 +67,10 @@ def test_explained_variance_by_step():
 def test_dormant_shares_by_hand():
     scores = [torch.tensor([0.0, 0.02, 0.5, 3.48]), torch.tensor([0.1, 1.9])]
     gradients = [torch.tensor([0.0, 0.0, 0.5, 3.5]), torch.tensor([0.0, 2.0])]
-    assert neuron_metrics({"activation": scores, "gradient": gradients}) == pytest.approx(
-        {"neurons/dormant_0": 1 / 6, "neurons/dormant_0.025": 2 / 6, "neurons/dormant_0.1": 3 / 6}
+    found = neuron_metrics({"activation": scores, "gradient": gradients, "few_states": scores})
+    by_activation = {"dormant_0": 1 / 6, "dormant_0.025": 2 / 6, "dormant_0.1": 3 / 6}
+    assert found == pytest.approx(
+        {f"neurons/{prefix}{key}": value for key, value in by_activation.items() for prefix in ("", "few_states_")}
         | dict.fromkeys(("neurons/gradient_dormant_0", "neurons/gradient_dormant_0.025"), 3 / 6)
         | {"neurons/gradient_dormant_0.1": 3 / 6}
     )

@@ -1,4 +1,8 @@
-"""Critic or optimizer steps? `python experiments/method_2x2/analyse.py [FOLDER]` writes tables and figures."""
+"""Critic or optimizer steps? `python experiments/method_2x2/analyse.py [FOLDER]` writes tables and figures.
+
+Without a FOLDER it reads the runs kept in this folder, and those of multirun/method_2x2; TDPO itself is
+the arm `none` of reset_ablation.
+"""
 
 import sys
 from pathlib import Path
@@ -6,15 +10,26 @@ from typing import Any
 
 import pandas as pd
 
-from src.report.runs import find_runs
-from src.report.study import by_arm, compare, judged, means, only_finished, paired, table, validity, write_tables
-from src.report.study_plots import PROXY_AND_GOLD, draw_curves
+from src.errors import told_in_one_sentence
+from src.report.study import (
+    by_arm,
+    compare,
+    judged,
+    means,
+    paired,
+    study_runs,
+    table,
+    validity,
+    without_resets,
+    write_tables,
+)
+from src.report.study_plots import draw_curves, proxy_and_gold
 
 HERE = Path(__file__).parent
 LEVELS = (1.0, 1.5, 2.0)
-OUTCOMES = ["proxy_end", "gold_at_2", "gold_peak", "overoptimization"]
-COLUMNS = ["optimizer_steps", *OUTCOMES, "gold_end", "gold_at_1", "gold_at_1.5", "kl_at_2", "explained_variance"]
-MARGIN = 0.1  # base sd; what the predictions call no difference
+OUTCOMES = ["proxy_end", "gold_at_1.5", "cross_at_1.5", "gold_peak", "overoptimization"]
+COLUMNS = ["optimizer_steps", *OUTCOMES, "gold_end", "gold_at_1", "gold_at_2", "kl_at_1.5", "explained_variance"]
+MARGIN = 0.2  # base sd; what the predictions call no difference
 DDPO, TDPO = "no critic, per trajectory", "critic, per timestep"
 PER_STEP, PER_TRAJECTORY = "no critic, per timestep", "critic, per trajectory"
 EIGHT_STEPS = "no critic, per trajectory, 8 steps"
@@ -56,7 +71,7 @@ def interaction(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    runs = only_finished(find_runs(sys.argv[1:] or ["multirun/method_2x2"]))
+    runs = study_runs(HERE, sys.argv[1:]) + without_resets(study_runs(HERE.parent / "reset_ablation"))
     found = table(runs, arm, LEVELS)
     contrasts = [pair for pair in CONTRASTS if set(pair) <= set(found.arm)]
     tables = {
@@ -66,8 +81,9 @@ def main() -> None:
         "Validity": validity(found, TDPO, "explained_variance", above=0.05),
     }
     write_tables(HERE, found, tables)
-    draw_curves(by_arm(runs, arm), PROXY_AND_GOLD, HERE / "curves.png")
+    draw_curves(by_arm(runs, arm), proxy_and_gold("aesthetic"), HERE / "curves.png")
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_sentence():
+        main()

@@ -10,7 +10,7 @@ import yaml
 from src.report.figures import JUDGE
 from src.report.runs import Run, find_runs, flat
 from src.report.study import against, compare, crossing, means, table, write_tables
-from src.report.study_plots import PROXY_AND_GOLD, draw_curves
+from src.report.study_plots import draw_curves, proxy_and_gold
 
 HERE = Path(__file__).parent
 COLUMNS = ["accuracy", "proxy_end", "gold_peak", "gold_end", "overoptimization", "gold_at_kl", "lost_at_kl"]
@@ -52,7 +52,7 @@ def main() -> None:
     }
     write_tables(HERE, found, tables)
     arms = {size.strip(): [by_row[key] for key in by_row if key[0] == size] for size in sizes}
-    draw_curves(arms, PROXY_AND_GOLD, HERE / "curves.png")
+    draw_curves(arms, proxy_and_gold("hps"), HERE / "curves.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from src.critic.base import Critic
+from src.critic.base import Critic, in_float32
 from src.errors import UserError
 from src.normalise import standardise
 from src.policy.diffusion import DiffusionPolicy
@@ -23,7 +23,7 @@ class ImageTowerCritic(Critic):
     Args:
         batch_size: states decoded and embedded at a time.
         precision: `bf16` decodes and embeds in bfloat16 (the head stays in float32): half the time where the processor
-            has such instructions.
+            has such instructions, several times as much where it has not; `auto` asks it.
         scale_features: brings unit-length embeddings to components of about unit variance.
         stride: states of every stride-th step are embedded; a step in between goes by the state before it, which it
             knows too, so that V stays a function of the past alone and a valid baseline.
@@ -44,7 +44,7 @@ class ImageTowerCritic(Critic):
         prompt_input: bool = False,
         state: Literal["noisy", "predicted"] = "noisy",
         batch_size: int = 64,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
         stride: int = 1,
         scale_features: bool = True,
         score_input: bool = False,
@@ -56,7 +56,8 @@ class ImageTowerCritic(Critic):
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
         self.precision, self.stride = precision, stride
-        self._score, self.score_column = reward.score if score_input else None, reward.embed_dim
+        self._embed_and_score = reward.embed_and_score if score_input else None
+        self.score_column = reward.embed_dim
         self.scale = reward.embed_dim**0.5 if scale_features else 1.0
 
     @torch.no_grad()
@@ -64,26 +65,37 @@ class ImageTowerCritic(Critic):
         num_steps = len(rollout.timesteps)
         states = self.states(rollout)[:, :: self.stride]
         prompts = [prompt for prompt in rollout.prompts for _ in range(states.shape[1])]
+        rough = self.precision == "bf16" or (self.precision == "auto" and computes_in_bfloat16(states.device))
         embedded, scores = [], []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
-            with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=rough):
                 pictures = self._decode(states.flatten(0, 1)[part])
-                # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
-                embedded.append(self._embed(pictures).float() * self.scale)
-            if self._score is not None:
-                scores.append(self._score(pictures.float(), prompts[part]))
-        parts = [torch.cat(part).unflatten(0, states.shape[:2]) for part in (embedded, scores) if part]
-        if self._score is not None:
-            parts[1] = parts[1][..., None]
-        return self.in_context(torch.cat(parts, -1).repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
+                if self._embed_and_score is None:
+                    embedded.append(self._embed(pictures).float())
+            if self._embed_and_score is not None:  # a reward has a precision of its own
+                with in_float32(pictures):
+                    embeddings, own = self._embed_and_score(pictures.float(), prompts[part])
+                embedded.append(embeddings)
+                scores.append(own[:, None])
+        # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
+        parts = [torch.cat(embedded) * self.scale, *([torch.cat(scores)] if scores else [])]
+        seen = torch.cat(parts, -1).unflatten(0, states.shape[:2])
+        return self.in_context(seen.repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
 
     def compared(self, features: Float[Tensor, "own t d"], prompts: Sequence[str], ranks: Ranks) -> Tensor:
-        if self._score is None:
+        if self._embed_and_score is None:
             return features
         standard = within_prompts(ranks.gather(features[..., self.score_column]), prompts)
         features[..., self.score_column] = standard[ranks.part(len(prompts))]
         return features
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether there are instructions for it; without them it is emulated, more slowly than float32."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def within_prompts(scores: Float[Tensor, "b t"], prompts: Sequence[str]) -> Float[Tensor, "b t"]:

@@ -60,6 +60,11 @@ GLOSSARY: dict[str, Entry] = {
     "neurons/gradient_dormant_0.1": Entry(
         "share", "by gradient, score <= 0.1", "Liu et al. 2025 (GraMa), arXiv 2505.24061"
     ),
+    "neurons/few_states_dormant_0": Entry(
+        "share", "the first three on eight states at random, as the authors' code does"
+    ),
+    "neurons/few_states_dormant_0.025": Entry("share", "on eight states, score <= 0.025"),
+    "neurons/few_states_dormant_0.1": Entry("share", "on eight states, score <= 0.1"),
     "reset/share": Entry("share", "hidden critic neurons reset after this iteration", "Zhang et al. 2024 (TDPO-R)"),
     "reset/lora_share": Entry("share", "ranks of the policy's LoRA reset after this iteration"),
     "reset/lora_share/layer_<k>": Entry("share", "of the k-th adapter's ranks"),

@@ -60,9 +60,10 @@ def _ratio_moments(sums: Float[Tensor, "4 ..."]) -> dict[str, Float[Tensor, "...
 
 
 def neuron_metrics(scores: dict[str, list[Scores]]) -> Metrics:
-    """Share of hidden neurons that are dormant at each threshold, by activation and by gradient."""
+    """Share of hidden neurons that are dormant at each threshold, for each kind of scores."""
     metrics: Metrics = {}
-    for prefix, kind in (("", "activation"), ("gradient_", "gradient")):
+    for kind in scores:
+        prefix = "" if kind == "activation" else f"{kind}_"
         every = torch.cat(scores[kind])
         metrics |= {
             f"neurons/{prefix}dormant_{tau:g}": (every <= tau).float().mean().item() for tau in DORMANCY_THRESHOLDS

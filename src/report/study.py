@@ -14,7 +14,8 @@ from scipy import stats
 
 from src.errors import UserError
 from src.report.figures import JUDGE
-from src.report.runs import Run, flat
+from src.report.kept import restore
+from src.report.runs import Run, find_runs, flat
 
 
 def crossing(x: Sequence[float | int], y: Sequence[float | int], level: float | int) -> float:
@@ -90,6 +91,24 @@ def recovery(run: Run) -> dict[str, float]:
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
     values = [row[key] for row in rows if key in row]
     return float(np.mean(values)) if values else float("nan")
+
+
+def study_runs(study: Path, given: Sequence[str] = ()) -> list[Run]:
+    """The finished runs of these folders; if none is given, those of multirun/STUDY, where the study's kept runs are
+    restored first.
+
+    Raises UserError where there is none.
+    """
+    if not given:
+        own = Path("multirun") / study.name
+        restore(study / "runs", own)
+        given = [str(own)]
+    return only_finished(find_runs(given))
+
+
+def without_resets(runs: Iterable[Run]) -> list[Run]:
+    """Those of reset=none, which is TDPO as it is: studies share them."""
+    return [run for run in runs if run.config["reset"]["_target_"].endswith(".NoReset")]
 
 
 def by_arm(runs: Iterable[Run], arm: Callable[[dict[str, Any]], str]) -> dict[str, list[Run]]:

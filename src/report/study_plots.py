@@ -12,12 +12,15 @@ from src.report.runs import Run
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PROXY_AND_GOLD = {  # panels of a study on hps: title, and keys of x and y
-    "trained reward, gain [base sd]": ("reward_queries", "eval/hps/gain"),
-    "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
-    "gold over trained reward [base sd]": ("eval/hps/gain", "eval/gold/gain"),
-    "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
-}
+
+def proxy_and_gold(trained: str) -> dict[str, tuple[str, str]]:
+    """Panels of a study on this reward: title, and keys of x and y."""
+    return {
+        f"trained reward ({trained}), gain [base sd]": ("reward_queries", f"eval/{trained}/gain"),
+        "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
+        "gold over trained reward [base sd]": (f"eval/{trained}/gain", "eval/gold/gain"),
+        "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
+    }
 
 
 def draw_curves(

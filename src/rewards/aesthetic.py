@@ -32,6 +32,8 @@ class AestheticReward(RewardModel):
         precision: of the tower; the MLP stays in float32. shared, batch_size: see CLIPReward.
     """
 
+    scores_embeddings = True
+
     def __init__(
         self,
         clip: str,
@@ -81,7 +83,10 @@ class AestheticReward(RewardModel):
         return self.clip.embed_images(images)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        return self.mlp(self.embed_images(images)).squeeze(-1)
+        return self.score_of(self.embed_images(images), prompts)
+
+    def score_of(self, embedded: Float[Tensor, "b d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        return self.mlp(embedded).squeeze(-1)
 
     def learnable(self) -> list[nn.Parameter]:
         """The MLP alone."""

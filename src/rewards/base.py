@@ -44,6 +44,7 @@ class RewardModel(LightningModule):
 
     embed_dim: int  # width of embed_images
     batch_size: int = 256  # pictures scored at a time
+    scores_embeddings = False  # whether the embedding of a picture is all that its score depends on
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]  # set before training
     centering: float = 0.0  # weight of the spread of prompts' offsets in the loss; set before training
 
@@ -57,6 +58,18 @@ class RewardModel(LightningModule):
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Features of the frozen image tower."""
         raise NotImplementedError(f"{type(self).__name__} has no image tower for a critic")
+
+    def score_of(self, embedded: Float[Tensor, "b d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """The scores of pictures with these embeddings, where `scores_embeddings`."""
+        raise NotImplementedError(f"{type(self).__name__} sees more of a picture than its embedding")
+
+    @torch.no_grad()
+    def embed_and_score(
+        self, images: Images, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
+        """`embed_images` and `score`, without a gradient; pictures are looked at once where that is enough."""
+        embedded = self.embed_images(images)
+        return embedded, self.score_of(embedded, prompts) if self.scores_embeddings else self.score(images, prompts)
 
     # ------------------------------------------------------------------------------------ learning from preferences
 

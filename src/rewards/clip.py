@@ -31,6 +31,7 @@ class CLIPReward(RewardModel):
         batch_size: pictures scored at a time.
     """
 
+    scores_embeddings = True
     mean: Tensor
     std: Tensor
     fit: Literal["crop", "pad"] = "crop"
@@ -104,9 +105,13 @@ class CLIPReward(RewardModel):
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", self.processor)
 
-    def similarity(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        """Cosine of each picture with its prompt."""
-        return (self.embed_images(images) * self.embed_texts(prompts)).sum(-1)
-
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        return self.clip.logit_scale.exp() * self.similarity(images, prompts)
+        return self.score_of(self.embed_images(images), prompts)
+
+    def score_of(self, embedded: Float[Tensor, "b d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        return self.clip.logit_scale.exp() * cosine(embedded, self.embed_texts(prompts))
+
+
+def cosine(images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """Of each picture with its prompt, both of unit length."""
+    return (images * texts).sum(-1)

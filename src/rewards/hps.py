@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from src.hub import TOKENIZER, fetch, fetch_file, load_strictly, load_tokenizer, read_checkpoint
-from src.rewards.base import DTYPES, Images, Precision, RewardModel
-from src.rewards.clip import CLIPReward
+from src.rewards.base import DTYPES, Precision, RewardModel
+from src.rewards.clip import CLIPReward, cosine
 from src.rewards.released import clip_config, clip_from_open_clip
 from src.rewards.towers import in_precision
 
@@ -67,8 +67,8 @@ class HPSReward(CLIPReward):
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
         return super().embed_texts([plain(prompt) for prompt in prompts])
 
-    def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        return self.similarity(images, prompts)
+    def score_of(self, embedded: Float[Tensor, "b d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        return cosine(embedded, self.embed_texts(prompts))
 
 
 def plain(prompt: str) -> str:

@@ -1,0 +1,89 @@
+"""Finished runs as small files that a repository can keep, one a run: what any analysis reads, without the weights.
+
+`python -m src.report.kept keep multirun/STUDY experiments/STUDY/runs` packs every finished run of a folder that is not
+kept yet; `restore` with the same two makes run folders of them, so that reports and analyses read them, and a sweep
+skips them, wherever they were made.
+"""
+
+import argparse
+import io
+import tarfile
+import tempfile
+from pathlib import Path
+
+from src.errors import UserError, told_in_one_sentence
+
+FILES = ("config.yaml", "versions.json", "summary.json", "metrics.jsonl")
+ENDING = ".tar.xz"
+
+
+def keep(runs: Path, kept: Path) -> list[Path]:
+    """Packs every finished run directly below `runs`; returns the new files. What is kept already is not touched.
+
+    Raises UserError where there is no such folder.
+    """
+    if not runs.is_dir():
+        raise UserError(f"{runs}: no such folder of runs.")
+    kept.mkdir(parents=True, exist_ok=True)
+    new = []
+    for summary in sorted(runs.glob("*/summary.json")):
+        target = kept / f"{summary.parent.name}{ENDING}"
+        if not target.exists():
+            _pack(summary.parent, target)
+            new.append(target)
+    return new
+
+
+def restore(kept: Path, runs: Path) -> list[Path]:
+    """Makes a run folder below `runs` of every kept run that has none there; returns the new folders.
+
+    Raises UserError on a file that is no kept run.
+    """
+    new = []
+    for file in sorted(kept.glob(f"*{ENDING}")):
+        folder = runs / file.name.removesuffix(ENDING)
+        if not folder.exists():
+            _unpack(file, folder)
+            new.append(folder)
+    return new
+
+
+def _pack(folder: Path, target: Path) -> None:
+    """The same run always makes the same file, and a file is there whole or not at all."""
+    temporary = target.with_suffix(".tmp")
+    with tarfile.open(temporary, "w:xz", preset=9) as archive:
+        for name in FILES:
+            content = (folder / name).read_bytes()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    temporary.replace(target)
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".restoring-") as place:
+            whole = Path(place) / "run"
+            whole.mkdir()
+            with tarfile.open(file) as archive:
+                for name in FILES:
+                    archive.extract(name, whole, filter="data")
+            whole.rename(folder)
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise UserError(f"{file} is no kept run ({error}); fetch it anew, or remove it and run the study.") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m src.report.kept", description=__doc__)
+    parser.add_argument("what", choices=("keep", "restore"))
+    parser.add_argument("runs", type=Path, help="folder of run folders, such as multirun/STUDY")
+    parser.add_argument("kept", type=Path, help="folder of kept runs, such as experiments/STUDY/runs")
+    args = parser.parse_args()
+    with told_in_one_sentence():
+        new = keep(args.runs, args.kept) if args.what == "keep" else restore(args.kept, args.runs)
+    print(f"{args.what}: {len(new)} new, {len(list(args.kept.glob(f'*{ENDING}')))} kept in {args.kept}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Finished runs kept as small files, and made run folders again."""
+
+import json
+import shutil
+
+import pytest
+
+from src.errors import UserError
+from src.report.kept import FILES, keep, restore
+from src.report.runs import find_runs
+from src.report.study import study_runs
+
+
+def a_folder(runs, name, finished=True):
+    folder = runs / name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.ckpt").write_text("large")
+    (folder / "config.yaml").write_text("train_reward: hps\niterations: 1\nsuite: {rewards: {hps: {}}}\n")
+    (folder / "versions.json").write_text(json.dumps({"commit": "abc"}))
+    rows = [{"kind": "evaluation", "iteration": 0, "reward_queries": 0}]
+    if finished:
+        (folder / "summary.json").write_text("{}")
+        rows += [{"kind": "iteration", "iteration": 1}, {"kind": "evaluation", "iteration": 1, "reward_queries": 8}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_finished_run_comes_back_to_the_byte_without_its_weights(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    first = a_folder(runs, "reset.ratio=0.1,seed=0")
+    a_folder(runs, "reset.ratio=0.1,seed=1", finished=False)
+    assert [path.name for path in keep(runs, kept)] == ["reset.ratio=0.1,seed=0.tar.xz"]
+    there = {name: (first / name).read_bytes() for name in FILES}
+    assert restore(kept, runs) == []  # it is there
+    shutil.rmtree(runs)
+    (folder,) = restore(kept, runs)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
+    assert [run.folder for run in find_runs([str(runs)])] == [folder]
+
+
+def test_what_is_kept_is_not_touched_and_the_same_run_makes_the_same_file(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    a_folder(runs, "seed=0")
+    (file,) = keep(runs, kept)
+    before = file.read_bytes()
+    (runs / "seed=0/metrics.jsonl").write_text("")
+    assert keep(runs, kept) == [] and file.read_bytes() == before
+    file.unlink()
+    shutil.rmtree(runs)
+    a_folder(runs, "seed=0")
+    assert keep(runs, kept) == [file] and file.read_bytes() == before
+    assert sorted(path.name for path in kept.iterdir()) == [file.name]
+
+
+def test_what_is_no_kept_run_is_told_and_leaves_nothing(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/seed=0.tar.xz").write_text("cut short")
+    with pytest.raises(UserError, match=r"seed=0.tar.xz is no kept run"):
+        restore(tmp_path / "kept", tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+    with pytest.raises(UserError, match="no such folder of runs"):
+        keep(tmp_path / "nowhere", tmp_path / "kept")
+
+
+def test_a_study_is_read_from_its_kept_runs(tmp_path, monkeypatch):
+    study = tmp_path / "experiments/some_study"
+    a_folder(tmp_path / "elsewhere", "seed=0")
+    keep(tmp_path / "elsewhere", study / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = study_runs(study)
+    assert run.folder == tmp_path / "multirun/some_study/seed=0"
+    assert len(study_runs(study, ["elsewhere"])) == 1
