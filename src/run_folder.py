@@ -87,15 +87,22 @@ def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def write_config(folder: Path, cfg: dict[str, Any]) -> None:
-    """config.yaml (resolved) and versions.json, each whole or not at all."""
-    write_json(folder / "versions.json", versions())
+    """config.yaml (resolved) and versions.json, each whole or not at all; the latter also tells what went before it."""
+    path, now = folder / "versions.json", versions()
+    if path.exists():  # the run goes on
+        before = json.loads(path.read_text())
+        now["earlier_commits"] = [*before.get("earlier_commits", []), before["commit"]]
+    write_json(path, now)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
 
 
-def versions() -> dict[str, str]:
-    """Python, platform, packages and the git commit of the working tree."""
+def versions() -> dict[str, Any]:
+    """Python, platform, the processor's instructions that torch uses, packages, the git commit of the working tree."""
+    import torch  # takes seconds; whoever asks has loaded it
+
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), "commit": _commit()} | found
+    here = {"python": platform.python_version(), "platform": platform.platform()}
+    return here | {"cpu": torch.backends.cpu.get_cpu_capability(), "commit": _commit()} | found
 
 
 def _commit() -> str:

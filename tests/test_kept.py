@@ -54,9 +54,12 @@ def test_what_is_kept_is_not_touched_and_the_same_run_makes_the_same_file(tmp_pa
 
 def test_what_is_no_kept_run_is_told_and_leaves_nothing(tmp_path):
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/seed=0.tar.xz").write_text("cut short")
-    with pytest.raises(UserError, match=r"seed=0.tar.xz is no kept run"):
-        restore(tmp_path / "kept", tmp_path / "runs")
+    a_folder(tmp_path / "elsewhere", "seed=0")
+    (whole,) = keep(tmp_path / "elsewhere", tmp_path / "whole")
+    for content in (b"nonsense", whole.read_bytes()[:200], whole.read_bytes()[:-100] + bytes(100)):
+        (tmp_path / "kept/seed=0.tar.xz").write_bytes(content)
+        with pytest.raises(UserError, match=r"seed=0.tar.xz is no kept run"):
+            restore(tmp_path / "kept", tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
     with pytest.raises(UserError, match="no such folder of runs"):
         keep(tmp_path / "nowhere", tmp_path / "kept")
@@ -64,9 +67,19 @@ def test_what_is_no_kept_run_is_told_and_leaves_nothing(tmp_path):
 
 def test_a_study_is_read_from_its_kept_runs(tmp_path, monkeypatch):
     study = tmp_path / "experiments/some_study"
+    with pytest.raises(UserError, match=r"experiments/some_study/run.sh makes them"):
+        study_runs(study)
     a_folder(tmp_path / "elsewhere", "seed=0")
     keep(tmp_path / "elsewhere", study / "runs")
-    monkeypatch.chdir(tmp_path)
     (run,) = study_runs(study)
     assert run.folder == tmp_path / "multirun/some_study/seed=0"
+    monkeypatch.chdir(tmp_path)
     assert len(study_runs(study, ["elsewhere"])) == 1
+
+
+def test_a_run_that_is_kept_finished_and_lies_here_unfinished_is_told(tmp_path):
+    a_folder(tmp_path / "elsewhere", "seed=0")
+    keep(tmp_path / "elsewhere", tmp_path / "kept")
+    a_folder(tmp_path / "runs", "seed=0", finished=False)
+    with pytest.raises(UserError, match=r"seed=0 is unfinished, and finished in .*seed=0.tar.xz"):
+        restore(tmp_path / "kept", tmp_path / "runs")

@@ -13,12 +13,15 @@ from src.report.runs import Run
 from src.report.study import (
     against,
     by_arm,
+    combined,
     compare,
     crossing,
     means,
     only_finished,
     outcomes,
     recovery,
+    single,
+    slopes,
     table,
     validity,
     write_tables,
@@ -66,14 +69,20 @@ def test_readings_at_equal_levels():
 
 
 def test_what_a_reset_costs_the_critic():
-    explained = [0.1, 0.3, 0.2, 0.0, 0.1, 0.3, 0.3, 0.3, 0.0, 0.2, 0.1]  # resets after the third and the eighth
-    rows = [{"critic/explained_variance": value, "reset/share": 0.0} for value in explained]
-    rows[2]["reset/share"] = rows[7]["reset/share"] = 1.0
+    explained = [0.1, 0.3, 0.2, 0.0, 0.1, 0.3, 0.3, 0.3, 0.0, 0.2, 0.1]
+    rows = [{"critic/explained_variance": value} for value in explained]
     run = a_run([0, 1], [0, 1])
     run.iterations = rows
-    # before: 0.2 and 0.3; dips 0.2 and 0.3; back after three iterations; not back within three
-    expected = {"reset_dip": 0.25, "recovery": 3.0, "recovered": 0.5}
-    assert recovery(run) == pytest.approx(expected)
+    run.config["reset"]["every"] = 5
+    for k, row in enumerate(rows):
+        row["reset/share"] = float(k in (4, 9))
+    # after the fifth: 0.1 before it (0.2, 0.0, 0.1), 0.3 after it, back at once; after the tenth: 0.5 / 3, 0.1, never
+    assert recovery(run) == pytest.approx({"reset_dip": (-0.2 + 0.2 / 3) / 2, "recovery": 1.0, "recovered": 0.5})
+    run.config["reset"]["every"] = 4
+    for k, row in enumerate(rows):
+        row["reset/share"] = float(k == 7)
+    # the one after the fourth finds nobody; after the eighth 0.3 before, a dip of 0.3, not back within three
+    assert recovery(run) == pytest.approx({"reset_dip": 0.3, "recovery": 3.0, "recovered": 0.0})
     for row in rows:
         row["reset/share"] = 0.0
     run.config["reset"]["every"] = 3  # as if after the third, sixth and ninth
@@ -161,9 +170,44 @@ def test_no_difference_is_a_verdict_of_its_own():
     found["equal"] = [0.0] * 4 + [0.01, -0.01, 0.02, -0.02]  # t interval +-0.029
     found["wild"] = [0.0] * 4 + [1.0, -1.0, 0.5, -0.2]
     found["far"] = [0.0] * 4 + [1.0, 1.1, 0.9, 1.0]
-    verdicts = compare(found, ["equal", "wild", "far"], [("b", "a")], margin=0.1).verdict.tolist()
-    assert verdicts == ["within margin", "undecided", "differs"]
+    found["near"] = [0.0] * 4 + [0.05, 0.055, 0.045, 0.05]
+    verdicts = compare(found, ["equal", "wild", "far", "near"], [("b", "a")], margin=0.1).verdict.tolist()
+    assert verdicts == ["within margin", "undecided", "differs", "differs, within margin"]
     assert compare(found, ["equal"], [("b", "a")]).verdict.tolist() == ["undecided"]  # no margin
+
+
+def test_an_interaction_is_a_sum_of_arms_seed_by_seed():
+    found = pd.DataFrame({"arm": ["a"] * 3 + ["b"] * 3, "seed": [0, 1, 2] * 2, "x": [1.0, 2.0, 3.0, 1.5, 3.5, 5.5]})
+    row = combined(found, ["x"], {"twice b less a": {"b": 2, "a": -1}, "of a missing arm": {"c": 1}}).iloc[0]
+    assert row.of == "twice b less a" and row.pairs == 3 and row.difference == pytest.approx((2 + 5 + 8) / 3)
+    assert len(combined(found, ["x"], {"of a missing arm": {"c": 1}})) == 0
+
+
+def test_a_slope_for_each_seed():
+    found = pd.DataFrame({"seed": [0, 0, 0, 1, 1, 1, 2], "share": [0, 0.5, 1] * 2 + [1], "x": [1, 2, 3, 0, 2, 4, 9.0]})
+    row = slopes(found, ["x"], "share").iloc[0]  # 2 and 4; a seed with one share has none
+    assert row.pairs == 2 and row.difference == pytest.approx(3.0) and row.high - row.low > 0
+
+
+def test_an_arm_against_a_figure():
+    found = pd.DataFrame({"arm": ["a"] * 4 + ["b"], "x": [1.0, 1.1, 0.9, 1.0, 5.0]})
+    rows = single(found, ["x"], above=0.5).set_index("arm")
+    assert rows.difference["a"] == pytest.approx(0.5) and rows.verdict["a"] == "differs"
+    assert rows.runs["b"] == 1 and rows.verdict["b"] == "undecided"
+
+
+def test_a_study_under_way_has_tables_of_what_there_is(tmp_path):
+    nothing = compare(arms(), ["gold_end"], [])
+    write_tables(tmp_path, arms(), {"Nothing": nothing, "Means": means(arms(), ["gold_end"])})
+    assert "Nothing" not in (tmp_path / "tables.md").read_text()
+
+
+def test_runs_of_another_setting_are_refused():
+    runs = [a_run([0, 1], [0, 1], reset=name) for name in ("none", "active")]
+    name = lambda config: config["reset.name"]  # noqa: E731
+    assert len(table(runs, name, varied=("reset.",))) == 2
+    with pytest.raises(UserError, match=r"reset.name is none in nowhere, active in nowhere"):
+        table(runs, name, varied=("algorithm.",))
 
 
 def test_one_seed_alone_is_shown_without_a_verdict():

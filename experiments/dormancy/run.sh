@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Critics and gradients: 20 runs, and five more of reset_ablation. SEEDS=0,1 names the seeds; options are handed on.
-study=dormancy more=("$@")
+# Critics and gradients: 20 runs, and five of reset_ablation. SEEDS=0,1 names the seeds; options are handed on.
 source "$(dirname "$0")/../study.sh"
 arms() { job +experiment=tdpo_aesthetic "$@"; }
+shared_tdpo
+into dormancy
 divided=critic_gradient_factor=1.52587890625e-05
 arms critic.activation=none
 arms critic.activation=relu,none "$divided"

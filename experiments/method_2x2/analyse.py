@@ -1,31 +1,29 @@
 """Critic or optimizer steps? `python experiments/method_2x2/analyse.py [FOLDER]` writes tables and figures.
 
-Without a FOLDER it reads the runs kept in this folder, and those of multirun/method_2x2; TDPO itself is
-the arm `none` of reset_ablation.
+Without a FOLDER it reads the runs kept in this folder, and those of multirun/method_2x2. TDPO itself is the arm `none`
+of reset_ablation, which is read in any case.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from src.errors import told_in_one_sentence
 from src.report.study import (
     by_arm,
+    combined,
     compare,
-    judged,
     means,
-    paired,
+    shared_tdpo,
     study_runs,
     table,
     validity,
-    without_resets,
     write_tables,
 )
 from src.report.study_plots import draw_curves, proxy_and_gold
 
 HERE = Path(__file__).parent
+VARIED = ("algorithm.", "critic", "optimizer.lr", "reset.outgoing")  # the last: of no reset, where it says nothing
 LEVELS = (1.0, 1.5, 2.0)
 OUTCOMES = ["proxy_end", "gold_at_1.5", "cross_at_1.5", "gold_peak", "overoptimization"]
 COLUMNS = ["optimizer_steps", *OUTCOMES, "gold_end", "gold_at_1", "gold_at_2", "kl_at_1.5", "explained_variance"]
@@ -40,7 +38,7 @@ CONTRASTS = [
     (PER_STEP, DDPO),  # its steps
     (TDPO, PER_STEP),  # its critic
     (PER_TRAJECTORY, DDPO),
-    (PER_STEP, EIGHT_STEPS),  # ten steps of one timestep each, or eight of all timesteps, of one learning rate
+    (EIGHT_STEPS, PER_STEP),  # eight steps of all timesteps, or ten of one timestep each, of one learning rate
     (PUBLISHED, PER_STEP),
     (UNTOLD, PER_STEP),
     (TDPO, UNTOLD),
@@ -60,24 +58,25 @@ def arm(config: dict[str, Any]) -> str:
     return f"{name}, 8 steps" if config["algorithm.samples_per_update"] else name
 
 
-def interaction(found: pd.DataFrame) -> pd.DataFrame:
-    """What the critic adds to updates per timestep beyond what it adds to those per trajectory, seed by seed."""
-    rows = []
-    for column in OUTCOMES:
-        wide = found.pivot(index="seed", columns="arm", values=column)
-        difference = ((wide[TDPO] - wide[PER_STEP]) - (wide[PER_TRAJECTORY] - wide[DDPO])).dropna()
-        rows.append({"outcome": column, "pairs": len(difference), **paired(difference)})
-    return judged(pd.DataFrame(rows), MARGIN)
+COMBINED = {
+    "interaction: the critic per timestep beyond the critic per trajectory": {
+        TDPO: 1,
+        PER_STEP: -1,
+        PER_TRAJECTORY: -1,
+        DDPO: 1,
+    },
+    "what the steps give beyond what the critic then adds": {PER_STEP: 2, DDPO: -1, TDPO: -1},
+}
 
 
 def main() -> None:
-    runs = study_runs(HERE, sys.argv[1:]) + without_resets(study_runs(HERE.parent / "reset_ablation"))
-    found = table(runs, arm, LEVELS)
+    runs = study_runs(HERE, sys.argv[1:]) + shared_tdpo(HERE.parent / "reset_ablation")
+    found = table(runs, arm, LEVELS, varied=VARIED)
     contrasts = [pair for pair in CONTRASTS if set(pair) <= set(found.arm)]
     tables = {
         "Means over seeds": means(found, COLUMNS),
         "Arm against arm, paired by seed": compare(found, OUTCOMES, contrasts, MARGIN),
-        "Critic x schedule, the interaction": interaction(found),
+        "Sums of arms, paired by seed": combined(found, OUTCOMES, COMBINED, MARGIN),
         "Validity": validity(found, TDPO, "explained_variance", above=0.05),
     }
     write_tables(HERE, found, tables)

@@ -22,8 +22,9 @@ class ImageTowerCritic(Critic):
 
     Args:
         batch_size: states decoded and embedded at a time.
-        precision: `bf16` decodes and embeds in bfloat16 (the head stays in float32): half the time where the processor
-            has such instructions, several times as much where it has not; `auto` asks it.
+        precision: `bf16` decodes and embeds in bfloat16 (the head stays in float32, and so does a tower that also
+            scores): half the time where the processor has such instructions, several times as much where it has not;
+            `auto` asks it.
         scale_features: brings unit-length embeddings to components of about unit variance.
         stride: states of every stride-th step are embedded; a step in between goes by the state before it, which it
             knows too, so that V stays a function of the past alone and a valid baseline.
@@ -54,10 +55,10 @@ class ImageTowerCritic(Critic):
         width = reward.embed_dim + score_input
         super().__init__(width, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
-        self._embed, self._decode, self.batch_size = reward.embed_images, policy.decode, batch_size
+        self._embed, self._embed_and_score = reward.embed_images, reward.embed_and_score
+        self._decode, self.batch_size = policy.decode, batch_size
         self.precision, self.stride = precision, stride
-        self._embed_and_score = reward.embed_and_score if score_input else None
-        self.score_column = reward.embed_dim
+        self.score_input, self.score_column = score_input, reward.embed_dim
         self.scale = reward.embed_dim**0.5 if scale_features else 1.0
 
     @torch.no_grad()
@@ -71,20 +72,20 @@ class ImageTowerCritic(Critic):
             part = slice(start, start + self.batch_size)
             with torch.autocast(states.device.type, dtype=torch.bfloat16, enabled=rough):
                 pictures = self._decode(states.flatten(0, 1)[part])
-                if self._embed_and_score is None:
+                if not self.score_input:
                     embedded.append(self._embed(pictures).float())
-            if self._embed_and_score is not None:  # a reward has a precision of its own
-                with in_float32(pictures):
-                    embeddings, own = self._embed_and_score(pictures.float(), prompts[part])
-                embedded.append(embeddings)
-                scores.append(own[:, None])
+                    continue
+            with in_float32(pictures):  # a reward has a precision of its own
+                embeddings, own = self._embed_and_score(pictures.float(), prompts[part])
+            embedded.append(embeddings)
+            scores.append(own[:, None])
         # of unit length; brought to components of about unit variance, or a ReLU head learns nothing and dies
         parts = [torch.cat(embedded) * self.scale, *([torch.cat(scores)] if scores else [])]
         seen = torch.cat(parts, -1).unflatten(0, states.shape[:2])
         return self.in_context(seen.repeat_interleave(self.stride, 1)[:, :num_steps], rollout)
 
     def compared(self, features: Float[Tensor, "own t d"], prompts: Sequence[str], ranks: Ranks) -> Tensor:
-        if self._embed_and_score is None:
+        if not self.score_input:
             return features
         standard = within_prompts(ranks.gather(features[..., self.score_column]), prompts)
         features[..., self.score_column] = standard[ranks.part(len(prompts))]
@@ -92,7 +93,7 @@ class ImageTowerCritic(Critic):
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether there are instructions for it; without them it is emulated, more slowly than float32."""
+    """Whether there are instructions for it (x86 and CUDA are asked); without, it is emulated, slower than float32."""
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,6 +7,8 @@ skips them, wherever they were made.
 
 import argparse
 import io
+import lzma
+import os
 import tarfile
 import tempfile
 from pathlib import Path
@@ -37,7 +39,7 @@ def keep(runs: Path, kept: Path) -> list[Path]:
 def restore(kept: Path, runs: Path) -> list[Path]:
     """Makes a run folder below `runs` of every kept run that has none there; returns the new folders.
 
-    Raises UserError on a file that is no kept run.
+    Raises UserError on a file that is no kept run, and where a run lies unfinished that is kept finished.
     """
     new = []
     for file in sorted(kept.glob(f"*{ENDING}")):
@@ -45,12 +47,14 @@ def restore(kept: Path, runs: Path) -> list[Path]:
         if not folder.exists():
             _unpack(file, folder)
             new.append(folder)
+        elif not (folder / "summary.json").exists():
+            raise UserError(f"{folder} is unfinished, and finished in {file}: remove the former.")
     return new
 
 
 def _pack(folder: Path, target: Path) -> None:
-    """The same run always makes the same file, and a file is there whole or not at all."""
-    temporary = target.with_suffix(".tmp")
+    """The same run makes the same file, and a file is there whole or not at all."""
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with tarfile.open(temporary, "w:xz", preset=9) as archive:
         for name in FILES:
             content = (folder / name).read_bytes()
@@ -70,7 +74,7 @@ def _unpack(file: Path, folder: Path) -> None:
                 for name in FILES:
                     archive.extract(name, whole, filter="data")
             whole.rename(folder)
-    except (tarfile.TarError, KeyError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, KeyError, EOFError) as error:
         raise UserError(f"{file} is no kept run ({error}); fetch it anew, or remove it and run the study.") from error
 
 

@@ -35,10 +35,14 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """Of the code that began it, in short, and whether it was changed; empty where none is known."""
+        """Of the code that ran it, in short, and whether it was changed; several where it was resumed by another.
+
+        Empty where none is known.
+        """
         file = self.folder / "versions.json"
-        commit = (json.loads(file.read_text())["commit"] or "") if file.exists() else ""
-        return commit[:9] + ("+changes" if commit.endswith("+changes") else "")
+        found = json.loads(file.read_text()) if file.exists() else {}
+        commits = dict.fromkeys(each for each in (*found.get("earlier_commits", []), found.get("commit")) if each)
+        return " ".join(each[:9] + ("+changes" if each.endswith("+changes") else "") for each in commits)
 
     @property
     def trained(self) -> str:

@@ -15,7 +15,7 @@ from scipy import stats
 from src.errors import UserError
 from src.report.figures import JUDGE
 from src.report.kept import restore
-from src.report.runs import Run, find_runs, flat
+from src.report.runs import Run, differences, find_runs, flat
 
 
 def crossing(x: Sequence[float | int], y: Sequence[float | int], level: float | int) -> float:
@@ -71,16 +71,19 @@ def recovery(run: Run) -> dict[str, float]:
     """What resets cost the critic's explained variance, in the mean over resets; of three iterations before each.
 
     `reset_dip`: how far it is below that in the iteration after; `recovery`: iterations until it is back there, or
-    until the next reset or the run's end if it is not before; `recovered`: share of the resets after which it is. Of a
-    run without resets the same at the iterations where it might have had them, to hold the others against.
+    until the next reset is due or the run ends if it is not before; `recovered`: share of the resets after which it is.
+    A reset that found nobody to take counts for nothing. Of a run without resets the same at the iterations where it
+    might have had them, to hold the others against.
     """
     rows = [row for row in run.iterations if "critic/explained_variance" in row]
     explained = [row["critic/explained_variance"] for row in rows]
-    resets = [k for k, row in enumerate(rows) if row.get("reset/share")]
     every = run.config["reset"].get("every", 10)
-    starts = [k for k in resets or range(every - 1, len(rows), every) if 2 <= k < len(rows) - 1]
+    due = [k for k in range(every - 1, len(rows), every) if 2 <= k < len(rows) - 1]
+    resets = any(row.get("reset/share") for row in rows)
     found = []
-    for start, end in pairwise([*starts, len(rows) - 1]):
+    for start, end in pairwise([*due, len(rows) - 1]):
+        if resets and not rows[start].get("reset/share"):
+            continue
         before, after = float(np.mean(explained[start - 2 : start + 1])), explained[start + 1 : end + 1]
         back = next((k for k, value in enumerate(after, 1) if value >= before), None)
         found.append((before - after[0], back or len(after), back is not None))
@@ -94,21 +97,23 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def study_runs(study: Path, given: Sequence[str] = ()) -> list[Run]:
-    """The finished runs of these folders; if none is given, those of multirun/STUDY, where the study's kept runs are
-    restored first.
+    """The finished runs of these folders; if none is given, those of multirun/STUDY beside experiments/, where the
+    study's kept runs are restored first.
 
     Raises UserError where there is none.
     """
     if not given:
-        own = Path("multirun") / study.name
+        own = study.parent.parent / "multirun" / study.name
         restore(study / "runs", own)
+        if not own.is_dir():
+            raise UserError(f"{study.name} has no run yet: experiments/{study.name}/run.sh makes them.")
         given = [str(own)]
     return only_finished(find_runs(given))
 
 
-def without_resets(runs: Iterable[Run]) -> list[Run]:
-    """Those of reset=none, which is TDPO as it is: studies share them."""
-    return [run for run in runs if run.config["reset"]["_target_"].endswith(".NoReset")]
+def shared_tdpo(study: Path) -> list[Run]:
+    """The arm `none` of this study: TDPO as it is, which other studies hold theirs against."""
+    return [run for run in study_runs(study) if run.config["reset"]["_target_"].endswith(".NoReset")]
 
 
 def by_arm(runs: Iterable[Run], arm: Callable[[dict[str, Any]], str]) -> dict[str, list[Run]]:
@@ -124,11 +129,16 @@ def table(
     arm: Callable[[dict[str, Any]], str],
     levels: Sequence[float] = (),
     row_of: Callable[..., dict[str, Any]] = outcomes,
+    varied: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """One row a run: its arm, as `arm` names it from the flat configuration, its seed, commit, and outcomes.
 
-    Raises UserError where an arm has two runs of one seed, or a run stopped before its last evaluation.
+    Raises UserError where an arm has two runs of one seed, a run stopped before its last evaluation, or runs differ in
+    anything but their seed and the keys that begin with one of `varied`.
     """
+    runs = list(runs)
+    if varied is not None:
+        _require_one_setting(runs, ("seed", *varied))
     rows = []
     for run in runs:
         config = flat(run.config)
@@ -141,6 +151,14 @@ def table(
         arm_of, seed = twice.arm.iloc[0], twice.seed.iloc[0]
         raise UserError(f"arm {arm_of} has two runs of seed {seed}; name the study's folder only.")
     return found
+
+
+def _require_one_setting(runs: list[Run], varied: Sequence[str]) -> None:
+    stray = [key for key in differences(runs) if not key.startswith(tuple(varied))]
+    if stray:
+        values = {str(flat(run.config).get(stray[0])): run.folder for run in runs}
+        told = ", ".join(f"{value} in {folder}" for value, folder in list(values.items())[:2])
+        raise UserError(f"these runs are not of one study: {stray[0]} is {told}; remove those of another setting.")
 
 
 def finished(run: Run) -> bool:
@@ -191,8 +209,9 @@ def compare(
 
     `d` is Cohen's d of paired differences (mean over standard deviation). `p` is of the two-sided paired t test,
     `p_adjusted` that after Benjamini and Hochberg's correction over all rows of this table, which should hold one
-    family of questions. Verdict: `differs` (p_adjusted < 0.05), else `within margin` (the interval lies inside
-    +-margin), else `undecided`. Pairs of which one is missing are left out. Raises UserError on an unknown arm.
+    family of questions. Verdict: `differs` (p_adjusted < 0.05) and `within margin` (the interval, which is not
+    corrected, lies inside +-margin), one, both or neither, which is `undecided`. Pairs of which one is missing are left
+    out, such as those where one never reached the level that an outcome is read at. Raises UserError on an unknown arm.
     """
     for name in (name for pair in contrasts for name in pair):
         if name not in set(found.arm):
@@ -205,6 +224,40 @@ def compare(
             row = {"outcome": column, "arm": arm, "against": baseline, "pairs": len(pairs)}
             rows.append(row | paired(pairs[arm] - pairs[baseline]))
     return judged(pd.DataFrame(rows), margin)
+
+
+def combined(found: pd.DataFrame, columns: list[str], named: dict[str, dict[str, int]], margin: float | None = None):
+    """Sums of arms with weights, such as an interaction, seed by seed; otherwise as `compare`. Those of which an arm is
+    missing are left out.
+    """
+    rows = []
+    for column in columns:
+        wide = found.pivot(index="seed", columns="arm", values=column)
+        for name, weights in named.items():
+            if set(weights) <= set(wide):
+                total = sum(weight * wide[arm] for arm, weight in weights.items()).dropna()
+                rows.append({"outcome": column, "of": name, "pairs": len(total), **paired(total)})
+    return judged(pd.DataFrame(rows), margin)
+
+
+def slopes(found: pd.DataFrame, columns: list[str], on: str) -> pd.DataFrame:
+    """By how much a column moves with another over the arms: a least-squares slope for each seed, then as `compare`."""
+    rows = []
+    for column in columns:
+        each = [np.polyfit(part[on], part[column], 1)[0] for _, part in found.groupby("seed") if part[on].nunique() > 1]
+        rows.append({"outcome": column, "per": on, "pairs": len(each), **paired(pd.Series(each, dtype=float))})
+    return judged(pd.DataFrame(rows), None)
+
+
+def single(found: pd.DataFrame, columns: list[str], above: float = 0.0) -> pd.DataFrame:
+    """Each arm's own mean with its interval, tested against `above` from both sides."""
+    rows = []
+    for column in columns:
+        for arm, part in found.groupby("arm", sort=False):
+            values = part[column].dropna()
+            row = {"outcome": column, "arm": arm, "runs": len(values), "against": above}
+            rows.append(row | paired(values - above))
+    return judged(pd.DataFrame(rows), None)
 
 
 def paired(difference: pd.Series) -> dict[str, float]:
@@ -230,19 +283,23 @@ def validity(found: pd.DataFrame, arm: str, column: str, above: float) -> pd.Dat
 
 def judged(rows: pd.DataFrame, margin: float | None) -> pd.DataFrame:
     """The rows with p corrected over all of them, and a verdict."""
+    if not len(rows):
+        return rows
     known = rows.p.notna()
     rows["p_adjusted"] = float("nan")
     if known.any():
         rows.loc[known, "p_adjusted"] = stats.false_discovery_control(rows.p[known])
     inside = (rows.low > -(margin or 0)) & (rows.high < (margin or 0))
-    rows["verdict"] = np.select([rows.p_adjusted < 0.05, inside], ["differs", "within margin"], "undecided")
+    words = {"differs": rows.p_adjusted < 0.05, "within margin": inside}
+    told = [[word for word, holds in words.items() if holds[k]] for k in rows.index]
+    rows["verdict"] = [", ".join(each) or "undecided" for each in told]
     return rows
 
 
 def write_tables(folder: Path, found: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> None:
-    """results.csv, a row a run, and tables.md, the tables under their titles; prints the latter."""
+    """results.csv, a row a run, and tables.md, the tables that have rows under their titles; prints the latter."""
     found.to_csv(folder / "results.csv", index=False, float_format="%.5g")
-    parts = [f"## {title}\n\n{as_markdown(part)}\n" for title, part in tables.items()]
+    parts = [f"## {title}\n\n{as_markdown(part)}\n" for title, part in tables.items() if len(part)]
     (folder / "tables.md").write_text("\n".join(parts))
     print("\n".join(parts))
 

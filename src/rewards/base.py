@@ -67,7 +67,10 @@ class RewardModel(LightningModule):
     def embed_and_score(
         self, images: Images, prompts: Sequence[str]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
-        """`embed_images` and `score`, without a gradient; pictures are looked at once where that is enough."""
+        """`embed_images` and the scores, without a gradient, of one batch of pictures in [0, 1].
+
+        They are looked at once where the embedding is enough to score them.
+        """
         embedded = self.embed_images(images)
         return embedded, self.score_of(embedded, prompts) if self.scores_embeddings else self.score(images, prompts)
 
