@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.report.runs import Run
 from src.report.study import (
     against,
+    as_markdown,
     by_arm,
     combined,
     compare,
@@ -221,4 +222,6 @@ def test_tables_read_as_markdown(tmp_path):
     lines = (tmp_path / "tables.md").read_text().splitlines()
     assert lines[0] == "## Means" and lines[2] == "| arm | seeds | gold_end |"
     assert lines[4] == "| active | 3 | 0.4 ± 0.5 |"
+    alone = means(arms().query("seed == 0"), ["gold_end"])  # one seed has no interval
+    assert as_markdown(alone).splitlines()[2] == "| active | 1 | 0.2 |"
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 7  # raw rows: a heading, six runs

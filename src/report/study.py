@@ -310,7 +310,8 @@ def as_markdown(found: pd.DataFrame) -> str:
     shown = found.drop(columns=halves).map(_figure).astype(object)
     for column in halves:
         name = column.removesuffix(" +-")
-        shown[name] = [f"{mean} ± {half:.2g}" for mean, half in zip(shown[name], found[column], strict=True)]
+        pairs = zip(shown[name], found[column], strict=True)
+        shown[name] = [mean if np.isnan(half) else f"{mean} ± {half:.2g}" for mean, half in pairs]
     rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
