@@ -26,6 +26,7 @@ from src.report.study_plots import draw_shares
 
 HERE = Path(__file__).parent
 VARIED = ("algorithm.", "critic", "neuron_probe", "normaliser.", "reset.", "samples_per_prompt", "suite.feature_stride")
+VARIED += ("evaluation.every",)  # which training does not notice
 TAUS = ("0", "0.025", "0.1")
 SHARES = [f"{when}_{tau}" for tau in TAUS for when in ("first", "last", "largest")]
 COLUMNS = [
