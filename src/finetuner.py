@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,27 +17,17 @@ from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.metrics.glossary import lookup
-from src.metrics.training import (
-    RatioStatistics,
-    critic_metrics,
-    explained_variance,
-    neuron_metrics,
-    reset_metrics,
-    reward_metrics,
-)
+from src.metrics.training import RatioStatistics, critic_metrics, reward_metrics
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
-from src.resets.lora import LoraNeurons
-from src.resets.ops import Mask, Scores, even_states, magnitudes, neuron_scores, probe_states
+from src.resets.phase import ResetPhase
 from src.rewards.base import RewardModel
-from src.seeding import generator_of, seed_of
+from src.seeding import seed_of
 from src.types import Credit, Metrics, Rollout
 
 PHASES = ("sampling", "rewards", "critic_features", "update", "reset")
-RESET_STREAM, PROBE_STREAM = 1 << 20, 1 << 22  # keep these draws apart from those of samples and evaluations
-FEW_STATES = 8  # what the authors' code measures neurons on, beside the probe of the configuration
 
 
 class RewardFinetuner(LightningModule):
@@ -78,31 +68,18 @@ class RewardFinetuner(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
-        if reset.needs_critic and critic is None:
-            raise UserError(
-                f"reset={type(reset).__name__} needs a critic and {type(algorithm).__name__} has none: "
-                "choose reset=none or algorithm=tdpo."
-            )
-        if critic is None and reset.needs_lora and (reset.trigger or "").startswith(("critic/", "neurons/")):
-            raise UserError(f"reset.trigger={reset.trigger} is a critic's, and {type(algorithm).__name__} has none.")
-        if neuron_probe < 1:
-            raise UserError(f"neuron_probe={neuron_probe} must be at least 1.")
         if critic_epochs < 1:
             raise UserError(f"critic_epochs={critic_epochs} must be at least 1.")
         self.policy, self.reward, self.critic = policy, reward, critic
-        self.reward_name, self.algorithm, self.reset, self.normaliser = reward_name, algorithm, reset, normaliser
+        self.reward_name, self.algorithm, self.normaliser = reward_name, algorithm, normaliser
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
         self.microbatch, self.max_grad_norm, self.seed = microbatch, max_grad_norm, seed
-        self.neuron_probe, self.neuron_probe_scattered = neuron_probe, neuron_probe_scattered
-        self.lora = LoraNeurons(policy, microbatch) if reset.needs_lora else None
+        self.reset = ResetPhase(reset, critic, policy, microbatch, seed, neuron_probe, neuron_probe_scattered)
         self.lr_factor, self.lr_ramp = lr_factor, lr_ramp
         self.critic_epochs, self.critic_gradient_factor = critic_epochs, critic_gradient_factor
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
-        self.last_masks: list[Mask] | None = None  # of the last reset
-        self.last_lora_masks: list[Mask] | None = None
-        self.recovering: tuple[int, float] | None = None  # iteration and explained variance of a reset, until regained
 
     @property
     def ranks(self) -> Ranks:
@@ -130,8 +107,7 @@ class RewardFinetuner(LightningModule):
         self.reward_queries += len(batch)
         with self._timed("reset"):
             metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
-            metrics |= self.recovery(metrics)
-            metrics |= self.measure_and_reset(rollout, features, credit, metrics)
+            metrics |= self.reset(self.iteration, rollout, features, credit, metrics, self._optimizers(), self.ranks)
         self.latest = self.record("iteration", metrics)
 
     def sample(self, prompts: list[str]) -> Rollout:
@@ -155,7 +131,7 @@ class RewardFinetuner(LightningModule):
         normalised = self.normaliser(rewards, prompts)
         values = None
         if self.critic is not None and features is not None:
-            values = self._values(features)
+            values = self.critic.values(features, self.ranks)
         steps = self.algorithm.trained_steps(self.policy.num_steps)
         return self.algorithm.credit(normalised, self.policy.step_std[:steps], values)
 
@@ -202,49 +178,7 @@ class RewardFinetuner(LightningModule):
                 self.check_finite(name, torch.tensor(value))
         return means | {f"policy/grad_norm/step_{k}": torch.stack(by_step[k]).mean().item() for k in sorted(by_step)}
 
-    def measure_and_reset(
-        self, rollout: Rollout, features: Float[Tensor, "own t d"] | None, credit: Credit, metrics: Metrics
-    ) -> Metrics:
-        """Neuron statistics on this iteration's states and, where the strategy says so, the reset."""
-        scores = self._neuron_scores(features, credit) if features is not None else {}
-        measured = neuron_metrics(scores) if scores else {}
-        if not self.reset.due(self.iteration, metrics | measured):
-            return measured | ({"reset/share": 0.0} if scores else {})
-        rng = generator_of(self.seed, self.iteration if self.reset.noise == "fresh" else 0, RESET_STREAM)
-        if self.reset.needs_critic and features is not None:
-            fresh = metrics["critic/explained_variance"]
-            measured |= self._reset_critic(features, credit, scores[self.reset.score], fresh, rng)
-        if self.lora is not None:
-            measured |= self._reset_lora(self.lora, rollout, len(credit.advantages), rng)
-        return measured
-
-    def recovery(self, metrics: Metrics) -> Metrics:
-        """Iterations that the critic took to explain as much as before its last reset, once it does."""
-        if self.recovering is None or metrics["critic/explained_variance"] < self.recovering[1]:
-            return {}
-        since, self.recovering = self.recovering[0], None
-        return {"reset/recovery": float(self.iteration - since)}
-
     # ---------------------------------------------------------------------------------------------- parts of phases
-
-    def _updates(self, b: int, t: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
-        """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row."""
-        size = self.algorithm.samples_per_update or b
-        for epoch in range(self.algorithm.inner_epochs):
-            rng = generator_of(self.seed, self.iteration, b, epoch)
-            # one of every b / size neighbours at random: each update sees all prompts, and as many of every rank
-            places = torch.stack([torch.randperm(b // size, generator=rng) for _ in range(size)])
-            groups = (places + torch.arange(0, b, b // size)[:, None]).T
-            if self.algorithm.schedule == "trajectory":
-                for group in groups:
-                    yield group.repeat(t), torch.arange(t).repeat_interleave(len(group))
-            else:
-                slots = torch.arange(t).repeat(b, 1)
-                if self.algorithm.shuffle_timesteps:
-                    slots = torch.stack([torch.randperm(t, generator=rng) for _ in range(b)])
-                for k in range(t):
-                    for group in groups:
-                        yield group, slots[group, k]
 
     def _set_learning_rate(self) -> None:
         """A function of the iteration alone, so that a resumed run has it too."""
@@ -255,7 +189,7 @@ class RewardFinetuner(LightningModule):
 
     def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Tensor, Tensor, int | None]]:
         """Of each optimizer step the number of rows, this rank's samples and slots, and the slot if all share one."""
-        for samples, slots in self._updates(b, t):
+        for samples, slots in self.algorithm.updates(b, t, self.seed, self.iteration):
             own = self.ranks.own(samples, b)
             shared = int(slots[0]) if (slots == slots[0]).all() else None
             yield len(samples), samples[own] - self.ranks.part(b).start, slots[own], shared
@@ -282,68 +216,6 @@ class RewardFinetuner(LightningModule):
                 loss = self._critic_loss(features[rows, slot], credit, rows, torch.full_like(rows, slot))
                 self._backward(loss * len(rows) / b * self.critic_gradient_factor)
             self._optimizer_step(("critic",))
-
-    @torch.no_grad()
-    def _values(self, features: Float[Tensor, "own t d"]) -> Float[Tensor, "b t"]:
-        """The critic's, of all ranks' states."""
-        assert self.critic is not None
-        return self.ranks.gather(self.critic.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2]))
-
-    def _explained_variance(self, features: Float[Tensor, "own t d"], credit: Credit) -> float:
-        assert credit.returns is not None
-        return explained_variance(self._values(features), credit.returns)
-
-    def _neuron_scores(self, features: Float[Tensor, "own t d"], credit: Credit) -> dict[str, list[Scores]]:
-        """By activation and by gradient on the probe's states, and by activation on as few as the authors look at."""
-        assert self.critic is not None and credit.returns is not None
-        head = self.critic.head
-        states, returns = self._probed(features, credit.returns, self.neuron_probe, self.neuron_probe_scattered)
-        few, _ = self._probed(features, credit.returns, FEW_STATES, True)
-        found = {
-            "activation": magnitudes(head.hidden(states)),
-            "gradient": magnitudes(head.gradients(states, returns)),
-            "few_states": magnitudes(head.hidden(few)),
-        }
-        self.ranks.add_up([layer for layers in found.values() for layer in layers])
-        return {name: neuron_scores(layers) for name, layers in found.items()}
-
-    def _probed(
-        self, features: Float[Tensor, "own t d"], returns: Float[Tensor, "b t"], states: int, scattered: bool
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        """Features and returns of this rank's part of the states that a probe looks at."""
-        b, t = returns.shape
-        rng = generator_of(self.seed, self.iteration, PROBE_STREAM)
-        samples, slots = probe_states(b, t, states, scattered, rng)
-        own = self.ranks.own(samples, b)
-        samples, slots = samples[own], slots[own]
-        return features[samples - self.ranks.part(b).start, slots], returns[samples, slots]
-
-    def _reset_critic(
-        self,
-        features: Float[Tensor, "own t d"],
-        credit: Credit,
-        scores: list[Scores],
-        fresh: float,
-        rng: torch.Generator,
-    ) -> Metrics:
-        assert self.critic is not None
-        before = self._explained_variance(features, credit)
-        masks = self.reset.apply(self.critic.head, scores, self._optimizers()[1], rng)
-        if any(mask.any() for mask in masks):
-            self.recovering = self.iteration, fresh
-        after = self._explained_variance(features, credit)
-        metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
-        return metrics | {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
-
-    def _reset_lora(self, lora: LoraNeurons, rollout: Rollout, b: int, rng: torch.Generator) -> Metrics:
-        samples, slots = even_states(b, len(rollout.timesteps), self.microbatch)
-        own = self.ranks.own(samples, b)
-        activity = lora.magnitudes(rollout, samples[own] - self.ranks.part(b).start, slots[own])
-        self.ranks.add_up(activity)
-        masks = [self.reset.select(layer, rng) for layer in neuron_scores(activity)]
-        lora.reinit(masks, self.reset.reinit, self._optimizers()[0], rng)
-        metrics, self.last_lora_masks = reset_metrics(masks, self.last_lora_masks, "reset/lora_"), masks
-        return metrics
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -433,9 +305,7 @@ class RewardFinetuner(LightningModule):
             "phase_seconds": self.phase_seconds,
             "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
             "normaliser": self.normaliser.state_dict(),
-            "last_masks": self.last_masks,
-            "last_lora_masks": self.last_lora_masks,
-            "recovering": self.recovering,
+            **self.reset.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -443,5 +313,4 @@ class RewardFinetuner(LightningModule):
         self.normaliser.load_state_dict(progress["normaliser"])
         self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
         self.optimizer_steps, self.phase_seconds = progress["optimizer_steps"], progress["phase_seconds"]
-        for name in ("last_masks", "last_lora_masks", "recovering"):  # runs of earlier versions have none of them
-            setattr(self, name, progress.get(name))
+        self.reset.load_state_dict(progress)

@@ -116,9 +116,14 @@ def test_the_reward_rises(algorithm):
     assert (redness() - before).mean() > 0.3 * before.std()
 
 
+def rows_of_updates(finetuner, t: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of an iteration of 32 samples."""
+    return list(finetuner.algorithm.updates(32, t, finetuner.seed, finetuner.iteration))
+
+
 def test_shuffled_timesteps_still_see_every_row_once():
     shuffled = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8, shuffle_timesteps=True))
-    updates = list(shuffled._updates(32, STEPS))
+    updates = rows_of_updates(shuffled, STEPS)
     pairs = [pair for i, j in updates for pair in zip(i.tolist(), j.tolist(), strict=True)]
     assert sorted(pairs) == [(i, j) for i in range(32) for j in range(STEPS)] and len(updates) == 4 * STEPS
     assert any(len(set(j.tolist())) > 1 for _, j in updates)
@@ -126,7 +131,7 @@ def test_shuffled_timesteps_still_see_every_row_once():
 
 def test_a_group_takes_one_of_each_run_of_neighbours():
     """So that every update sees all prompts, and as many samples of every rank."""
-    groups = [i for i, _ in build(DDPO(1e-4, 5.0, samples_per_update=8))._updates(32, 1)]
+    groups = [i for i, _ in rows_of_updates(build(DDPO(1e-4, 5.0, samples_per_update=8)), 1)]
     assert all((group // 4).tolist() == list(range(8)) for group in groups)
     assert not torch.equal(groups[0], torch.arange(0, 32, 4))
 
@@ -151,12 +156,14 @@ def test_the_learning_rate_goes_linearly_to_its_factor():
 def test_updates_per_iteration():
     per_timestep = build(critic=new_critic(), algorithm=TDPO(1e-4, 0.2, 5.0, samples_per_update=8))
     per_trajectory = build(DDPO(1e-4, 5.0, samples_per_update=8))
-    assert len(list(per_timestep._updates(32, STEPS))) == 4 * STEPS
-    assert len(list(per_trajectory._updates(32, STEPS))) == 4
+    assert len(rows_of_updates(per_timestep, STEPS)) == 4 * STEPS
+    assert len(rows_of_updates(per_trajectory, STEPS)) == 4
     for finetuner in (per_timestep, per_trajectory):
-        pairs = [pair for i, j in finetuner._updates(32, STEPS) for pair in zip(i.tolist(), j.tolist(), strict=True)]
+        pairs = [
+            pair for i, j in rows_of_updates(finetuner, STEPS) for pair in zip(i.tolist(), j.tolist(), strict=True)
+        ]
         assert sorted(pairs) == [(i, j) for i in range(32) for j in range(STEPS)]  # each row once
-    assert all(len(set(j.tolist())) == 1 for _, j in per_timestep._updates(32, STEPS))  # timesteps are aligned
+    assert all(len(set(j.tolist())) == 1 for _, j in rows_of_updates(per_timestep, STEPS))  # timesteps are aligned
 
 
 def test_a_fraction_of_the_timesteps_is_trained():
@@ -269,12 +276,11 @@ def test_gradient_norms_by_timestep_where_updates_have_one():
 
 
 def test_recovery_is_told_once_when_the_critic_explains_as_much_again():
-    finetuner = build(critic=new_critic())
-    finetuner.iteration, finetuner.recovering = 13, (10, 0.2)
-    assert finetuner.recovery({"critic/explained_variance": 0.1}) == {}
-    finetuner.iteration = 14
-    assert finetuner.recovery({"critic/explained_variance": 0.25}) == {"reset/recovery": 4.0}
-    assert finetuner.recovery({"critic/explained_variance": 0.3}) == {}
+    phase = build(critic=new_critic()).reset
+    phase.recovering = (10, 0.2)
+    assert phase.recovery(13, {"critic/explained_variance": 0.1}) == {}
+    assert phase.recovery(14, {"critic/explained_variance": 0.25}) == {"reset/recovery": 4.0}
+    assert phase.recovery(15, {"critic/explained_variance": 0.3}) == {}
 
 
 class Rescaled(MixedPrecision):

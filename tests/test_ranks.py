@@ -76,7 +76,8 @@ def test_two_ranks_log_what_one_logs(runs):
     same += tuple(f"{measured}/{name}/" for measured in ("eval", "held_out") for name in ("hps", "gold"))
     for a, b in zip(one, two, strict=True):
         for key in (key for key in a if key.startswith(same) or key in ("pictures/drift", "reward_queries")):
-            assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-5), key
+            over = max(1.0, a["kl/sqrt"]) if key.endswith("kl_area") else 1.0  # a gain times so much
+            assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-5 * over), key
     assert [row["reset/share"] > 0 for row in two if row["kind"] == "iteration"] == [False, True, False, True]
 
 
@@ -124,7 +125,7 @@ def test_gradients_are_all_reduced_once_an_optimizer_step(runs):
         w.numel() for w in torch.load(two / "checkpoints/last.ckpt", weights_only=False)["state_dict"].values()
     )
     assert sizes.pop(trained) == rows_of(two, "iteration")[0]["optimizer_steps"]
-    assert max(sizes) < 3000  # the rest are statistics
+    assert max(sizes) == 3 * sum([1024, 128, 64, 16])  # the rest are statistics, of each neuron three at most
 
 
 @pytest.mark.parametrize(("n", "world"), [(8, 2), (7, 3), (5, 5), (64, 8)])

@@ -1,13 +1,15 @@
 """What an algorithm is: it credits denoising steps with reward, and turns credit into losses."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.errors import UserError
+from src.seeding import generator_of
 from src.types import Credit
 
 Rows = Float[Tensor, " n"]  # one entry per (sample, timestep)
@@ -56,6 +58,28 @@ class Algorithm:
         """Factors of the timesteps' advantages, 1 on average."""
         raw = step_std**2 if self.timestep_weighting == "variance" else torch.ones_like(step_std)
         return raw / raw.mean()
+
+    def updates(self, b: int, t: int, *keys: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row.
+
+        What is drawn is a function of `keys`: the run's seed, and the iteration.
+        """
+        size = self.samples_per_update or b
+        for epoch in range(self.inner_epochs):
+            rng = generator_of(*keys, b, epoch)
+            # one of every b / size neighbours at random: each update sees all prompts, and as many of every rank
+            places = torch.stack([torch.randperm(b // size, generator=rng) for _ in range(size)])
+            groups = (places + torch.arange(0, b, b // size)[:, None]).T
+            if self.schedule == "trajectory":
+                for group in groups:
+                    yield group.repeat(t), torch.arange(t).repeat_interleave(len(group))
+            else:
+                slots = torch.arange(t).repeat(b, 1)
+                if self.shuffle_timesteps:
+                    slots = torch.stack([torch.randperm(t, generator=rng) for _ in range(b)])
+                for k in range(t):
+                    for group in groups:
+                        yield group, slots[group, k]
 
     def credit(
         self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None

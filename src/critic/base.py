@@ -128,6 +128,11 @@ class Critic(LightningModule):
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         return self.head(features)
 
+    @torch.no_grad()
+    def values(self, features: Float[Tensor, "own t d"], ranks: Ranks) -> Float[Tensor, "b t"]:
+        """V of all ranks' states, without dropout."""
+        return ranks.gather(self.eval()(features.flatten(0, 1)).unflatten(0, features.shape[:2]))
+
     def states(self, rollout: Rollout) -> Float[Tensor, "b t c h w"]:
         """The latents that stand for x_t."""
         if self.state == "noisy":
