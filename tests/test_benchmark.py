@@ -49,7 +49,8 @@ def test_tiny_size_gives_every_figure_and_they_agree(tmp_path: Path):
     achieved = figures["gflop_a_trained_step"] * rows / phases["update"] / 1e3
     assert figures["update_tflop_per_second"] == pytest.approx(achieved)
     assert figures["update_share_of_matmul_rate"] == pytest.approx(achieved / figures["matmul_tflop_per_second"])
-    assert 0 < figures["update_share_of_matmul_rate"] < 1 and figures["peak_gib"] > 0
+    # nothing bounds the share here: where bfloat16 is emulated, products are slower than all the rest
+    assert figures["update_share_of_matmul_rate"] > 0 and figures["peak_gib"] > 0
 
 
 @needs_no_gpu
