@@ -33,8 +33,9 @@ mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE
 
 rewards: setup  ## train the miniature world's rewards anew, or one of them: make rewards REWARD=hps
 	for reward in $(REWARD); do \
-	  $(BIN)/python -m src.run +experiment=train_reward_$$reward run_dir=data/mini/reward_$$reward || exit 1; \
-	  mkdir -p src/mini/weights/$$reward && cp data/mini/reward_$$reward/reward/* src/mini/weights/$$reward/; \
+	  out=data/mini/reward_$$reward.$$(date +%s); \
+	  $(BIN)/python -m src.run +experiment=train_reward_$$reward run_dir=$$out || exit 1; \
+	  mkdir -p src/mini/weights/$$reward && cp $$out/reward/* src/mini/weights/$$reward/; \
 	done
 
 clean:

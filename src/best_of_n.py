@@ -5,6 +5,7 @@ what the best of n = 1, 2, 4, ... scores with every reward: the unbiased estimat
 log n - (n - 1) / n.
 """
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,17 @@ from torch import Tensor
 
 from src.callbacks.gallery import picture_grid
 from src.errors import UserError
-from src.experiment import build, build_loggers, new_run, quieten, session
+from src.experiment import (
+    POOL,
+    build,
+    build_loggers,
+    build_rewards,
+    new_run,
+    quieten,
+    session,
+    stored_run,
+    trainer_of,
+)
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
@@ -35,44 +46,51 @@ from src.run_folder import open_run_dir, versions, write_json
 from src.seeding import seed_of
 
 POOL_STREAM = 1 << 24  # keeps the pool's seeds apart from those of training and evaluation
-GRID_PROMPTS = 32
+GRID_PROMPTS, GRIDS = 32, ("first", "best")
 Row = dict[str, float | int]
 
 
 def run_best_of_n(composed: DictConfig) -> dict[str, Any]:
     """The whole control; returns its last row."""
     quieten()
-    if composed.resume:
-        raise UserError("resume= is for fine-tuning runs; best-of-n takes minutes: start it anew.")
-    cfg, folder = new_run(composed, "best_of_n")
+    cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "best_of_n")
+    if (folder / "summary.json").exists():
+        raise UserError(f"resume={folder}: it is finished, and there is nothing to go on with.")
+    with session(folder):
+        return control(cfg, folder)
+
+
+def control(cfg: dict[str, Any], folder: Path) -> Row:
+    """Draws what is left of the pool, chooses from it, and writes what came of it."""
     lightning.seed_everything(cfg["seed"], verbose=False)
-    device = device_of(cfg["trainer"]["accelerator"])
+    trainer = trainer_of(cfg, logger=False)  # of which the device and the precision are wanted
+    device = trainer.strategy.root_device
     policy: DiffusionPolicy = build(cfg["policy"]).to(device)
-    models = {**cfg["suite"]["rewards"], **(cfg["suite"]["judges"] or {})}
-    rewards: dict[str, RewardModel] = {name: build(model).to(device) for name, model in models.items()}
     prompts: list[str] = build(cfg["prompts"]).train
+    judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
+    rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
     for reward in rewards.values():
         reward.check_prompts(prompts)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
-    with session(folder):
-        loggers, started = build_loggers(cfg, folder), time.perf_counter()
-        pool = score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"])
-        np.savez(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
-        rows = curve(pool.scores, cfg["train_reward"], prompts)
-        log_rows(rows, loggers)
-        pool.save_grids(folder / "samples", prompts, int(rows[-1]["best_of_n/n"]))
-        seconds = time.perf_counter() - started
-        summary = {"experiment": cfg["name"], "final": rows[-1], "seconds": seconds, "versions": versions()}
-        write_json(folder / "summary.json", summary)
-        print_curve(cfg["name"], rows, list(rewards))
-        print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
-        return rows[-1]
-
-
-def device_of(accelerator: str) -> str:
-    """cuda where Lightning would take it for this accelerator, else cpu."""
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    loggers, started = build_loggers(cfg, folder), time.perf_counter()
+    loggers[0].forget_after(0)  # rows that a kill left
+    with trainer.precision_plugin.forward_context():  # the base as a run evaluates it
+        score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"], folder / POOL)
+    pool = Pool.read(folder / POOL, list(rewards))
+    np.savez(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
+    rows = curve(pool.scores, cfg["train_reward"], prompts)
+    log_rows(rows, loggers)
+    pool.save_grids(folder / "samples", prompts, int(rows[-1]["best_of_n/n"]))
+    seconds = time.perf_counter() - started
+    write_json(
+        folder / "summary.json",
+        {"experiment": cfg["name"], "final": rows[-1], "seconds": seconds, "versions": versions()},
+    )
+    shutil.rmtree(folder / POOL)  # it is in scores.npz and the grids
+    print_curve(cfg["name"], rows, list(rewards))
+    print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+    return rows[-1]
 
 
 def log_rows(rows: list[Row], loggers: list[Logger]) -> None:
@@ -91,6 +109,14 @@ class Pool:
     first: list[Tensor]
     best: list[Tensor]
 
+    @classmethod
+    def read(cls, folder: Path, rewards: list[str]) -> "Pool":
+        """What `score_pool` wrote."""
+        parts = [np.load(file) for file in sorted(folder.glob("*.npz"))]
+        scores = {name: torch.stack([torch.from_numpy(part[f"scores/{name}"]) for part in parts]) for name in rewards}
+        pictures = {kind: [torch.from_numpy(part[kind]) for part in parts if kind in part] for kind in GRIDS}
+        return cls(scores, *pictures.values())
+
     def save_grids(self, folder: Path, prompts: list[str], n: int) -> None:
         folder.mkdir(exist_ok=True)
         for k, pictures in ((1, self.first), (n, self.best)):
@@ -98,20 +124,30 @@ class Pool:
 
 
 def score_pool(
-    policy: DiffusionPolicy, rewards: dict[str, RewardModel], proxy: str, prompts: list[str], n: int, seed: int
-) -> Pool:
-    """Draws n samples of each prompt and scores them with every reward."""
-    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    first, best = [], []
+    policy: DiffusionPolicy,
+    rewards: dict[str, RewardModel],
+    proxy: str,
+    prompts: list[str],
+    n: int,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Draws n samples of each prompt and scores them with every reward; a file a prompt, those that are there stay."""
+    folder.mkdir(exist_ok=True)
     for p, prompt in enumerate(track(prompts, f"best of {n}: base samples")):
+        file = folder / f"{p:06d}.npz"
+        if file.exists():
+            continue
         repeated = [prompt] * n
         images = policy.sample(repeated, [seed_of(seed, p * n + i, POOL_STREAM) for i in range(n)]).images
-        for name, reward in rewards.items():
-            scores[name].append(reward.score(images, repeated).cpu())
+        found = {f"scores/{name}": reward.score(images, repeated).cpu().numpy() for name, reward in rewards.items()}
         if p < GRID_PROMPTS:
-            first.append(images[0].cpu())
-            best.append(images[scores[proxy][-1].argmax()].cpu())
-    return Pool({name: torch.stack(rows) for name, rows in scores.items()}, first, best)
+            chosen = images[[0, int(found[f"scores/{proxy}"].argmax())]].cpu().numpy()
+            found |= dict(zip(GRIDS, chosen, strict=True))
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as whole:
+            np.savez(whole, **found)
+        partial.replace(file)
 
 
 def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: list[str]) -> list[Row]:

@@ -19,6 +19,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+from src.metrics.glossary import GLOSSARY, PARTS
+
+POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any component, counted from 1
+MEASURES = [key.split("/")[-1] for key in GLOSSARY if key.startswith("eval/<reward>/")]
 
 
 class Task(enum.Enum):
@@ -196,6 +200,8 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
+    if cfg["threads"] is not None and cfg["threads"] < 1:
+        raise UserError(f"threads={cfg['threads']} must be at least 1, or null for torch's choice.")
     if not 0 <= cfg["seed"] < 2**32:
         raise UserError(f"seed={cfg['seed']} lies outside 0..2^32 - 1.")
     if cfg["lr_factor"] < 0 or cfg["lr_ramp"] < 0:
@@ -224,11 +230,17 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     if cfg["train_reward"] not in cfg["suite"]["rewards"]:
         known = ", ".join(cfg["suite"]["rewards"])
         raise UserError(f"train_reward={cfg['train_reward']} is not a reward of suite={cfg['suite']['name']}: {known}.")
+    measured = [*cfg["suite"]["rewards"], *(cfg["suite"]["judges"] or {})]
+    for name in measured:
+        if not re.fullmatch(PARTS["<reward>"], name):
+            raise UserError(f"suite.rewards.{name}: a reward's name is made of a-z, 0-9 and _, for keys and files.")
     if cfg["objective"]:
-        measured = [*cfg["suite"]["rewards"], *(cfg["suite"]["judges"] or {})]
-        if not re.fullmatch(rf"(eval|held_out)/({'|'.join(map(re.escape, measured))})/\w+", cfg["objective"]):
-            example = f"held_out/{measured[-1]}/gain"
-            raise UserError(f"objective={cfg['objective']} is no figure of an evaluation, such as {example}.")
+        where, *rest = cfg["objective"].split("/")
+        if where not in ("eval", "held_out") or len(rest) != 2 or rest[0] not in measured or rest[1] not in MEASURES:
+            example, known = f"held_out/{measured[-1]}/gain", ", ".join(MEASURES)
+            raise UserError(
+                f"objective={cfg['objective']} is no figure of an evaluation, such as {example}; measures: {known}."
+            )
 
 
 def _check_node(node: Any, path: str) -> None:
@@ -258,6 +270,8 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
             hint = _suggestion(key, list(parameters))
             raise UserError(f"{path}.{key} is not an option of {node['_target_']}: {hint}")
         _check_type(value, parameters[key].annotation, f"{path}.{key}")
+        if key in POSITIVE and value is not None and value < 1:
+            raise UserError(f"{path}.{key}={value} must be at least 1.")
 
 
 def _check_type(value: Any, annotation: Any, path: str) -> None:

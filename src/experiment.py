@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -35,11 +37,11 @@ from src.prompts import PromptData
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
-from src.run_folder import find_run, new_run_dir, open_run_dir, stored_config, versions, write_json
+from src.run_folder import FOLDER_TOLD, find_run, held, new_run_dir, open_run_dir, stored_config, versions, write_json
 from src.seeding import seed_of
 from src.sweeps import group_and_tags, in_sweep
 
-FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
+POOL = "pool"  # folder of best-of-n's samples, while they are drawn
 CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other draws
 
 
@@ -47,12 +49,20 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     """One run from composition to summary; returns the summary."""
     quieten()
     cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "custom")
+    with session(folder):
+        return fine_tune(cfg, folder)
+
+
+def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Builds the run, begins it or goes on with it, and sums it up."""
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
     judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
     for judge in judges.values():
         judge.check_prompts([*prompts.train, *prompts.held_out])
+    if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
+        raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
     evaluation = build(cfg["evaluation"], _partial_=True)(
         run_dir=str(folder), rewards=rewards | judges, prompts=prompts, judge=next(iter(judges), None)
     )
@@ -60,33 +70,34 @@ def run_experiment(composed: DictConfig) -> dict[str, Any]:
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     if rank_zero_only.rank == 0:
-        open_run_dir(folder, cfg, finetuner.checkpoint_bytes())  # only now: bad input leaves nothing behind
+        open_run_dir(folder, cfg, finetuner.checkpoint_bytes())
         print(f"run folder: {folder}", flush=True)
-    with session(folder):
-        trainer = build_trainer(cfg, folder, callbacks)
-        check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
-        progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
-        iteration = progress["iteration"]
+    trainer = build_trainer(cfg, folder, callbacks)
+    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
+    progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
+    iteration = progress["iteration"]
+    if trainer.is_global_zero:
+        trainer.loggers[0].forget_after(iteration)
+    started = time.perf_counter()
+    stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
+    if iteration >= cfg["iterations"] or stopped:
+        print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
+        restore_finished(checkpoint, finetuner, trainer)
+    else:
         if trainer.is_global_zero:
-            trainer.loggers[0].forget_after(iteration)
-        started = time.perf_counter()
-        stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
-        if iteration >= cfg["iterations"] or stopped:
-            print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
-            restore_finished(checkpoint, finetuner, trainer)
-        else:
-            with told_to_ranks(folder):
-                trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
-        if not trainer.is_global_zero:
-            return {}
-        weights = finetuner.policy.save(folder)
-        before = sum(progress["phase_seconds"].values())
-        summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
-        for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
-            print(f"watch: {watch.sentence()}")
-        print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
-        print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
-        return summary
+            (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
+        with told_to_ranks(folder):
+            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+    if not trainer.is_global_zero:
+        return {}
+    weights = finetuner.policy.save(folder)
+    before = sum(progress["phase_seconds"].values())
+    summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
+    for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
+        print(f"watch: {watch.sentence()}")
+    print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
+    print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+    return summary
 
 
 def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], Path]:
@@ -101,11 +112,9 @@ def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], P
 
 def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
     """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
-    folder = find_run(os.environ.get(FOLDER_TOLD, composed.resume))
+    folder = find_run(composed.resume)
     overrides = [] if in_sweep() else list(HydraConfig.get().overrides.task)  # a sweep has compared the whole
     cfg = check(DictConfig(stored_config(folder, overrides)))
-    if cfg["task"] != "finetune":
-        raise UserError(f"resume={folder}: no fine-tuning run, but one of minutes ({cfg['task']}): start it anew.")
     set_threads(cfg)
     return cfg, folder
 
@@ -147,15 +156,19 @@ def set_threads(cfg: dict[str, Any]) -> None:
 
 @contextmanager
 def session(folder: Path) -> Iterator[None]:
-    """Ends W&B's run whatever happens, and removes the folder of a run that never began."""
-    try:
-        yield
-    except UserError:
-        if rank_zero_only.rank == 0 and not (folder / "metrics.jsonl").exists():
-            shutil.rmtree(folder)  # the mended command can use the same folder
-        raise
-    finally:
-        wandb.finish()  # a sweep's next run is a run of its own
+    """Keeps the folder for this process, ends W&B's run whatever happens, and removes the folder if none began."""
+    first = rank_zero_only.rank == 0
+    with held(folder) if first else nullcontext():
+        failed = True
+        try:
+            yield
+            failed = False
+        except Exception:
+            if first and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
+                shutil.rmtree(folder, ignore_errors=True)  # the mended command can use the same folder
+            raise
+        finally:
+            wandb.finish(exit_code=int(failed))  # a sweep's next run is a run of its own
 
 
 build = functools.partial(instantiate, _convert_="all")  # components get plain lists and dicts
@@ -180,7 +193,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
     algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy = build(cfg["policy"])
-    rewards = {name: build(reward) for name, reward in cfg["suite"]["rewards"].items()}
+    rewards = build_rewards(cfg["suite"]["rewards"])
     reward = rewards[cfg["train_reward"]]
     torch.manual_seed(seed_of(cfg["seed"], CRITIC_STREAM))  # whatever has been loaded before
     critic = build(cfg["critic"], reward=reward, policy=policy) if algorithm.uses_critic else None
@@ -188,6 +201,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         policy=policy,
         reward=reward,
         reward_name=cfg["train_reward"],
+        reward_members=[name for name, model in rewards.items() if model in list(getattr(reward, "members", []))],
         algorithm=algorithm,
         critic=critic,
         reset=reset,
@@ -205,6 +219,19 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         neuron_probe_scattered=cfg["neuron_probe_scattered"],
     )
     return finetuner, rewards
+
+
+def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
+    """The rewards of a suite by name. A member of an ensemble that is a reward of the suite is that one, not a copy."""
+    built: dict[str, RewardModel] = {}
+    for name, config in sorted(configs.items(), key=lambda item: "members" in item[1]):
+        if "members" in config:
+            names = [next((n for n in built if configs[n] == member), None) for member in config["members"]]
+            members = [built[n] if n else build(m) for n, m in zip(names, config["members"], strict=True)]
+            built[name] = build({key: value for key, value in config.items() if key != "members"}, members=members)
+        else:
+            built[name] = build(config)
+    return {name: built[name] for name in configs}
 
 
 def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
@@ -232,8 +259,8 @@ def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:
 
 
 def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    return build(
-        cfg["trainer"],
+    return trainer_of(
+        cfg,
         limit_train_batches=cfg["iterations"],
         logger=build_loggers(cfg, folder),
         callbacks=[
@@ -242,6 +269,16 @@ def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.C
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],
     )
+
+
+def trainer_of(cfg: dict[str, Any], **options: Any) -> lightning.Trainer:
+    """Lightning's Trainer of the configuration. Raises UserError on devices that are not there."""
+    try:
+        return build(cfg["trainer"], **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ImportError):  # or what they need is not
+            raise UserError(f"trainer: {str(error.__cause__).strip().splitlines()[0]}") from error
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -42,6 +42,7 @@ class RewardFinetuner(LightningModule):
             others after them, with an optimizer step for each timestep.
         critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
         neuron_probe, neuron_probe_scattered: states of the rollout that neurons are measured on; see probe_states.
+        reward_members: names of the rewards that the trained one is made of, where it is an ensemble.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RewardFinetuner(LightningModule):
         lr_ramp: int = 0,
         critic_epochs: int = 1,
         critic_gradient_factor: float = 1.0,
+        reward_members: Sequence[str] = (),
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -72,6 +74,7 @@ class RewardFinetuner(LightningModule):
             raise UserError(f"critic_epochs={critic_epochs} must be at least 1.")
         self.policy, self.reward, self.critic = policy, reward, critic
         self.reward_name, self.algorithm, self.normaliser = reward_name, algorithm, normaliser
+        self.reward_members = list(reward_members)
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
         self.microbatch, self.max_grad_norm, self.seed = microbatch, max_grad_norm, seed
         self.reset = ResetPhase(reset, critic, policy, microbatch, seed, neuron_probe, neuron_probe_scattered)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from src.errors import UserError
+
 EPS = 1e-6
 
 
@@ -15,9 +17,15 @@ class PromptNormaliser:
     """(r - mean) / (std + eps) with moments over the last `buffer` rewards of the same prompt.
 
     Until a prompt has `min_count` rewards the moments of the whole batch stand in. Population standard deviations.
+    Raises UserError where no prompt would ever have that many.
     """
 
     def __init__(self, buffer: int = 32, min_count: int = 16):
+        if not 1 <= min_count <= buffer:
+            raise UserError(
+                f"normaliser.min_count={min_count} must lie in 1..{buffer}, normaliser.buffer: a prompt never has more "
+                "rewards than the buffer holds."
+            )
         self.buffer, self.min_count = buffer, min_count
         self.history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=buffer))
 
@@ -25,10 +33,11 @@ class PromptNormaliser:
         """Adds the rewards to the buffers, then normalises them."""
         for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
             self.history[prompt].append(reward)
-        batch = rewards.double().cpu().numpy()
+        batch = rewards.cpu().double().numpy()  # in this order: not every device has float64
         moments = {prompt: self._moments(prompt, batch) for prompt in set(prompts)}
         mean, std = np.array([moments[prompt] for prompt in prompts]).T
-        return torch.from_numpy((batch - mean) / (std + EPS)).to(rewards)
+        normalised = torch.from_numpy((batch - mean) / (std + EPS))
+        return normalised.to(rewards.dtype).to(rewards.device)
 
     def _moments(self, prompt: str, batch: np.ndarray) -> tuple[float, float]:
         seen = np.array(self.history[prompt]) if len(self.history[prompt]) >= self.min_count else batch

@@ -68,7 +68,7 @@ def hpd(
         held_out: how many of them, the last, no run trains on. limit: how many of the others to train on; null for all.
     """
     styles = ("anime", "concept-art", "paintings", "photo") if style == "all" else (style,)
-    prompts = []
+    contents: list[list[str]] = []
     for name in styles[:1] if Path(path).is_file() else styles:
         file = fetch_file(path, "prompts.path", f"benchmark/{name}.json", revision, kind="dataset")
         try:
@@ -77,8 +77,10 @@ def hpd(
             raise UserError(f"prompts.path={file}: no readable JSON ({error}).") from error
         if not isinstance(content, list) or not all(isinstance(prompt, str) for prompt in content):
             raise UserError(f"prompts.path={file}: it must hold a list of strings.")
-        prompts += content
-    return _split(prompts, held_out, limit, path)
+        contents.append(content)
+    # style by style in turn, so that what is held out, and what a limit leaves, is of all of them
+    mixed = [prompt for several in itertools.zip_longest(*contents) for prompt in several if prompt is not None]
+    return _split(mixed, held_out, limit, path)
 
 
 def prompts_from_parquet(

@@ -5,6 +5,7 @@ order, on all pairs and on clear ones, and on pairs of the untouched base model;
 """
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -19,7 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from src.errors import UserError
-from src.experiment import build, new_run, quieten
+from src.experiment import build, new_run, quieten, session
 from src.loggers.jsonl import JsonlLogger
 from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
@@ -34,9 +35,15 @@ def run_reward_training(composed: DictConfig) -> dict[str, Any]:
     quieten()
     if composed.resume:
         raise UserError("resume= is for fine-tuning runs; training a reward takes minutes: start it anew.")
-    cfg, folder = new_run(composed, "train_reward")
-    if not cfg["reward_training"]:
+    if not composed.reward_training:
         raise UserError("task=train_reward needs a reward_training group: choose one of +experiment=train_reward_*.")
+    cfg, folder = new_run(composed, "train_reward")
+    with session(folder):
+        return train_and_report(cfg, folder)
+
+
+def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains, keeps the best epoch, and writes its report and weights."""
     lightning.seed_everything(cfg["seed"], verbose=False)
     training = cfg["reward_training"]
     model: RewardModel = build(training["model"])

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 import src.config  # noqa: F401  (registers the schema)
 from src import sweeps
 from src.errors import told_in_one_sentence
+from src.run_folder import stored_task
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -29,11 +30,12 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig) -> dict:
-    if cfg.task.value == "train_reward":  # torch and its friends; not needed to print help
+    task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
+    if task == "train_reward":  # torch and its friends; not needed to print help
         from src.reward_training import run_reward_training
 
         return run_reward_training(cfg)
-    if cfg.task.value == "best_of_n":
+    if task == "best_of_n":
         from src.best_of_n import run_best_of_n
 
         return run_best_of_n(cfg)

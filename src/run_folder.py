@@ -1,11 +1,16 @@
 """The run folder: found or made, never overwritten, and complete enough to repeat the run from."""
 
 import datetime
+import fcntl
 import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ from src.config import default_values
 from src.errors import UserError
 
 RUNS = Path("runs")
+FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
+LOCK = ".lock"  # held by the process that runs in the folder
 RESUMABLE = ("iterations=", "checkpoint_every=", "threads=", "logger.", "evaluation.every=")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint and the next one being written
@@ -22,22 +29,18 @@ SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint
 
 def new_run_dir(cfg: dict[str, Any]) -> Path:
     """A path for the run that nothing lies at yet. Raises UserError if the one asked for holds anything."""
-    if cfg["run_dir"]:
-        folder = Path(cfg["run_dir"])
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"run_dir={folder} exists; name another, or go on with it by resume={folder}.")
-    else:
+    if not cfg["run_dir"]:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
+        return _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
+    folder = Path(cfg["run_dir"])
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        resumable = f", or go on with it by resume={folder}" if cfg["task"] != "train_reward" else ""
+        raise UserError(f"run_dir={folder} exists; name another{resumable}.")
     return folder
 
 
 def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> None:
-    """Makes the folder and writes the configuration. Raises UserError where there is no room for checkpoints."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir={folder} cannot be made: {error.strerror}.") from error
+    """Writes the configuration. Raises UserError where there is no room for checkpoints."""
     # two checkpoints while one is replaced; and the weights three times, best/ being replaced likewise
     free, needed = shutil.disk_usage(folder).free, 3 * checkpoint_bytes + SPARE_BYTES
     if free < needed:
@@ -46,16 +49,50 @@ def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> No
 
 
 def _unused(folder: Path) -> Path:
-    """`folder`, or `folder-2`, ... : two jobs of a sweep may start in the same second."""
-    candidate, k = folder, 1
-    while candidate.exists():
-        k += 1
-        candidate = folder.with_name(f"{folder.name}-{k}")
-    return candidate
+    """`folder`, or `folder-2`, ..., made at once: two runs may start in the same second."""
+    for k in itertools.count(1):
+        candidate = folder if k == 1 else folder.with_name(f"{folder.name}-{k}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_be_made(candidate, error) from error
+    raise AssertionError("there is always a next number")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps it for this process as long as the context lasts.
+
+    Raises UserError where it cannot be made, and where another process runs in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is running there; wait for it, or stop it.") from error
+        except OSError:
+            pass  # a file system that has no locks
+        yield
+
+
+def _cannot_be_made(folder: Path, error: OSError) -> UserError:
+    return UserError(f"run_dir={folder} cannot be made: {error.strerror}.")
 
 
 def find_run(resume: str) -> Path:
-    """The folder to resume: a path, or `last` for the newest under runs/. Raises UserError where there is none."""
+    """The folder to resume: a path, or `last` for the newest under runs/. Raises UserError where there is none.
+
+    Ranks beyond the first are told which it is.
+    """
+    resume = os.environ.get(FOLDER_TOLD, resume)
     if resume == "last":
         started = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
         if not started:
@@ -67,6 +104,11 @@ def find_run(resume: str) -> Path:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={resume}: no run there (config.yaml is missing).")
     return folder
+
+
+def stored_task(resume: str) -> str:
+    """What the run to resume does, for whoever has to choose who goes on with it."""
+    return OmegaConf.load(find_run(resume) / "config.yaml").get("task", "finetune")
 
 
 def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from rich.table import Table
 from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.report.runs import IGNORED, find_runs, flat
-from src.run_folder import write_json, write_text
+from src.run_folder import LOCK, write_json, write_text
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "joblib": ("joblib", "sweeps"),
@@ -47,7 +47,7 @@ NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "ray": ("ray", "ray"),
 }
 MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of W&B
-STARTED = {"versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
+STARTED = {LOCK, "versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
 # our presets have the names of the plugins' own options, and Hydra would rather that they had not
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
 _begun: dict[str, str] = {}  # the sweep of this process, if it started one: its folder, and a token of this call
@@ -216,7 +216,7 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
     if (folder / "summary.json").exists():
         print(f"skipped, for it is finished: {folder}", flush=True)
         return "skipped"
-    if cfg["task"] == "finetune":
+    if cfg["task"] != "train_reward":
         composed.resume = str(folder)
     else:  # takes minutes and leaves nothing to go on from
         shutil.rmtree(folder)
@@ -228,7 +228,7 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
 def threads_of_a_job(launcher: Any) -> int | None:
     """CPU threads with which the jobs that run at once do not fight for cores; None leaves it to torch."""
     if at_once := launcher.get("n_jobs"):  # joblib; -1 is all cores, -2 all but one
-        cores = len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // (at_once if at_once > 0 else max(1, cores + 1 + at_once)))
     return launcher.get("cpus_per_task") or launcher.get("remote", {}).get("num_cpus")
 

@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of this process, which those it starts would share
 
 
 def composed(*overrides: str) -> DictConfig:

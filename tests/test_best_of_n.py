@@ -1,16 +1,16 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 import torch
 
 from src.best_of_n import curve
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
-from tests.conftest import ROOT
+from tests.conftest import rows_of, run_command
+from tests.test_resume import kill_at
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
@@ -62,11 +62,32 @@ def test_the_curve_equals_brute_force():
     assert rows[0]["eval/hps/gain"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_command_writes_curve_pictures_and_report(tmp_path):
-    folder = tmp_path / "run"
-    options = ["+experiment=best_of_n_hps", "+debug=tiny", "logger.mode=offline", f"run_dir={folder}"]
-    done = subprocess.run([sys.executable, "-m", "src.run", *options], cwd=ROOT, capture_output=True, text=True)
+OPTIONS = ["+experiment=best_of_n_hps", "+debug=tiny", "logger.mode=offline"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("control") / "run"
+    done = run_command(*OPTIONS, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_killed_it_goes_on_with_its_pool(folder, tmp_path):
+    """What has been drawn is not drawn again: a score that is altered in between is kept."""
+    killed = tmp_path / "run"
+    kill_at(killed, "pool/000002.npz", [*OPTIONS, f"run_dir={killed}"])
+    first = dict(np.load(killed / "pool/000000.npz"))
+    np.savez(killed / "pool/000000.npz", **first | {"scores/aesthetic": first["scores/aesthetic"] + 1})
+    assert run_command(f"resume={killed}").returncode == 0
+    ours, theirs = (dict(np.load(run / "scores.npz")) for run in (killed, folder))
+    theirs["aesthetic"][0] += 1
+    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in theirs)
+    assert len(rows_of(killed)) == len(rows_of(folder)) and not (killed / "pool").exists()
+    assert "it is finished" in run_command(f"resume={killed}").stderr
+
+
+def test_the_command_writes_curve_pictures_and_report(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert [row["best_of_n/n"] for row in rows] == [1, 2, 4]
     assert all(lookup(key) for row in rows for key in row)

@@ -293,19 +293,24 @@ class Rescaled(MixedPrecision):
         return torch.autocast("cpu", enabled=False)
 
 
-def test_under_a_gradient_scaler_both_optimizers_receive_true_gradients():
-    """The authors' code unscales the critic's gradients twice (65,536 times too small)."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_gradient_scaler_both_optimizers_receive_true_gradients(fused):
+    """The authors' code unscales the critic's gradients twice (65,536 times too small); a fused optimizer, as runs have
+    it, could unscale them itself."""
+    adamw = functools.partial(torch.optim.AdamW, weight_decay=0.0, fused=fused)
+    optimizers = {"optimizer": functools.partial(adamw, lr=1e-3), "critic_optimizer": functools.partial(adamw, lr=1e-2)}
     keys = ("policy/grad_norm", "critic/grad_norm", "critic/loss", "policy/loss")
     plain, scaled = (
-        fit(build(critic=new_critic(), lr=1e-3), iterations=2, samples=4, plugins=plugins)
+        fit(build(critic=new_critic(), **optimizers), iterations=2, samples=4, plugins=plugins)
         for plugins in ([], [Rescaled(65536.0)])
     )
     for a, b in zip(plain, scaled, strict=True):
         assert [b[key] for key in keys] == pytest.approx([a[key] for key in keys], rel=1e-3)
 
 
-def test_a_step_that_overflows_is_left_out():
-    finetuner = build(DDPO(1e-4, 5.0), lr=1e-3)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_overflows_is_left_out(fused):
+    finetuner = build(DDPO(1e-4, 5.0), optimizer=functools.partial(torch.optim.AdamW, lr=1e-3, fused=fused))
     before = [p.clone() for p in finetuner.policy.trainable()]
     fit(finetuner, iterations=1, samples=4, plugins=[Rescaled(float("inf"))])
     assert all(torch.equal(a, b) for a, b in zip(before, finetuner.policy.trainable(), strict=True))

@@ -127,6 +127,18 @@ def test_the_decoder_takes_pictures_one_at_a_time_on_request():
     assert seen == [1, 1, 1]
 
 
+def test_few_prompts_are_kept_and_those_used_last(monkeypatch):
+    monkeypatch.setattr("src.policy.diffusion.TEXT_CACHE", 2)
+    policy = make_policy()
+    first = policy.encode_prompts(["cat", "dog", "cat"])
+    policy.encode_prompts(["horse"])
+    assert list(policy._text_cache) == ["dog", "horse"]
+    policy.encode_prompts(["dog"])
+    policy.encode_prompts(["cow"])
+    assert list(policy._text_cache) == ["dog", "cow"]
+    torch.testing.assert_close(policy.encode_prompts(["cat", "dog", "cat"]), first)  # more than are kept
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_policy_is_the_same_policy(tmp_path):
@@ -147,7 +159,8 @@ def test_a_compiled_policy_is_the_same_policy(tmp_path):
         for j, t in enumerate(compiled.timesteps):
             new = compiled.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t.expand(3), text)
             assert torch.equal(new, rollout.log_probs[:, j])
-    measured = [LoraNeurons(each, rows=3).magnitudes(policy.sample(PROMPTS, SEEDS)) for each in (policy, compiled)]
+    states = policy.sample(PROMPTS, SEEDS), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1])
+    measured = [LoraNeurons(each, microbatch=3).magnitudes(*states) for each in (policy, compiled)]
     for a, b in zip(*measured, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -35,6 +35,10 @@ def test_hpd_of_one_style_and_of_all(benchmark):
     assert sets.held_out == ["photo 6", "photo 7"]
     everything = hpd(str(benchmark), "all", held_out=0)
     assert len(everything.train) == 32 and everything.held_out == []
+    some = hpd(str(benchmark), "all", held_out=4, limit=8)
+    assert [sorted({prompt.split()[0] for prompt in part}) for part in (some.train, some.held_out)] == [
+        ["anime", "concept-art", "paintings", "photo"]
+    ] * 2
     assert hpd(str(benchmark / "benchmark" / "anime.json"), held_out=1, limit=2).train == ["anime 0", "anime 1"]
 
 

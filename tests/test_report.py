@@ -14,7 +14,7 @@ from PIL import Image
 from src.errors import UserError
 from src.report.figures import cross_reward_matrix, matrix_rows, treatments
 from src.report.page import write_report
-from src.report.runs import differences, find_runs, headline
+from src.report.runs import choice_among, differences, find_runs, headline
 from src.report.watching import detect
 from tests.conftest import ROOT
 
@@ -99,6 +99,19 @@ def test_best_of_n_is_a_treatment_of_its_own(tmp_path):
     assert list(cross_reward_matrix(runs).data[0].y) == ["hps", "best of n by hps"]
     assert headline(runs[1]).startswith("Choosing the best of up to 1,280 base samples by hps")
     assert "gold peaked at the best of 640 (+0.40)" in headline(runs[1])
+
+
+def test_the_control_is_drawn_where_it_is_of_the_same_base_prompts_and_reward(tmp_path):
+    folder, known = make_run(tmp_path / "run", [0, 0.4], [0, 1]), tmp_path / "card.json"
+    settings = {"policy": {"path": "base", "guidance": 1.0}, "prompts": {"_target_": "animals"}}
+    settings["suite"] = {"control": str(known), "rewards": {"hps": {"path": "weights"}}}
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), settings), folder / "config.yaml")
+    config = find_runs([str(folder)])[0].config
+    curves = {"n": [1, 2], "hps/proxy": [0, 1], "hps/gold": [0, 0.5], "hps/of": choice_among(config, "hps")}
+    known.write_text(json.dumps({"best_of_n": curves}))
+    assert find_runs([str(folder)])[0].control == {"n": [1, 2], "proxy": [0, 1], "judge": [0, 0.5]}
+    OmegaConf.save(OmegaConf.merge(config, {"policy": {"guidance": 3.0}}), folder / "config.yaml")
+    assert find_runs([str(folder)])[0].control is None
 
 
 def test_one_page_without_a_network(tmp_path):

@@ -80,6 +80,17 @@ def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     assert kept_by_the_watch(folder) == kept_by_the_watch(finished)
 
 
+def test_lora_and_the_resets_of_its_ranks_go_on_too(tmp_path):
+    """The random resets of the last iterations draw anew, and their overlap is with masks of before the kill."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    options = [*LONGER, "policy=lora", "reset=random", "reset.where=both", "reset.ratio=0.5"]
+    assert run_command(*options, f"run_dir={whole}").returncode == 0
+    kill_at(killed, "row 6", [*options, f"run_dir={killed}"])
+    assert run_command(f"resume={killed}").returncode == 0
+    assert timeless(killed) == timeless(whole) and same(final_state(killed), final_state(whole))
+    assert any(row.get("reset/lora_overlap") for row in rows_of(whole))
+
+
 def test_a_finished_run_can_be_extended(finished, tmp_path):
     folder = tmp_path / "extended"
     shutil.copytree(finished, folder)
@@ -89,6 +100,8 @@ def test_a_finished_run_can_be_extended(finished, tmp_path):
     done = run_command(f"resume={folder}", "iterations=7")
     assert done.returncode == 0, done.stderr[-2000:]
     assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1, 2, 3, 4, 5, 6, 7]
+    kill_at(folder, f"row {len(rows_of(folder)) + 1}", [f"resume={folder}", "iterations=99"])
+    assert not (folder / "summary.json").exists()  # or a sweep would take it for finished
 
 
 def test_a_run_that_the_watch_stopped_stays_stopped(tmp_path):

@@ -9,13 +9,15 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from src.config import check
 from src.errors import UserError
+from src.experiment import build_finetuner
 from src.rewards.aesthetic import AestheticReward
 from src.rewards.base import Comparisons, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.ensemble import EnsembleReward, combined
 from src.rewards.image_text import FreshImageTextReward, ImageTextReward
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, composed, run_command
 
 CLIP = str(ROOT / "src/mini/weights/clip")
 
@@ -112,6 +114,29 @@ def test_ensembles_by_hand():
     ensemble = EnsembleReward([Brightness(), Brightness()], "worst", centres=[1.0, 2.0], scales=[1.0, 0.5])
     # brightness 3: (3 - 1) / 1 = 2 and (3 - 2) / 0.5 = 2; brightness 1: 0 and -2
     torch.testing.assert_close(ensemble.score(grey(0.3, 0.1), ["", ""]), torch.tensor([2.0, -2.0]))
+
+
+def test_members_score_in_batches_of_their_own_size():
+    seen = []
+
+    class Counting(Brightness):
+        batch_size = 2
+
+        def forward(self, images, prompts):
+            seen.append(len(images))
+            return super().forward(images, prompts)
+
+    EnsembleReward([Counting(), Brightness()], "mean", [0.0, 0.0], [1.0, 1.0]).score(grey(*[0.1] * 5), [""] * 5)
+    assert seen == [2, 2, 1]
+
+
+def test_a_member_that_is_a_reward_of_the_suite_is_loaded_once():
+    finetuner, rewards = build_finetuner(check(composed("+experiment=tdpo_r_ensemble")))
+    assert list(rewards) == ["hps", "pickscore", "imagereward", "aesthetic", "ensemble"]
+    assert [member is rewards[name] for member, name in zip(rewards["ensemble"].members, rewards, strict=False)] == [
+        True
+    ] * 3
+    assert finetuner.reward_members == ["hps", "pickscore", "imagereward"]
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,24 @@ BAD = {
     "more processes than samples": (["trainer.devices=80", "trainer.accelerator=cpu"], "80 processes"),
     "more steps than there are": (["num_steps=2000"], "num_steps=2000"),
     "online without a key": (["logger.mode=online"], "needs a key"),
+    "devices that are not there": (["trainer.accelerator=tpu"], "error: trainer: "),
+    "no threads": (["threads=0"], "threads=0 must be at least 1"),
+    "no batch": (["policy.sampling_batch=0"], "policy.sampling_batch=0 must be at least 1"),
+    "a buffer that is never full enough": (["normaliser.buffer=4"], "normaliser.min_count=8 must lie in 1..4"),
+    "a reward's name": (["+suite.rewards.HPS=${{suite.rewards.hps}}"], "suite.rewards.HPS: a reward"),
+    "a figure that there is not": (["objective=eval/gold/gian"], "objective=eval/gold/gian is no figure"),
+    "a figure of held-out prompts": (
+        ["objective=held_out/gold/gain", "prompts=file", "prompts.path={four}"],
+        "these prompts hold none out",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path, finished, capfd, monkeypatch):
-    places = {name: tmp_path / name for name in ("empty", "taken", "broken")}
+    places = {name: tmp_path / name for name in ("empty", "four", "taken", "broken")}
     places["empty"].write_text("\n\n")
+    places["four"].write_text("cat\ndog\nhorse\nmonkey\n")
     places["taken"].mkdir()
     (places["taken"] / "results").write_text("precious")
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in netrc

@@ -160,6 +160,23 @@ def test_what_cannot_be_compared_is_told():
         only_finished([a_run([0, 1], [0, 1], iterations=99)])
 
 
+def test_a_run_that_the_watch_stopped_is_finished(tmp_path):
+    run = a_run([0, 1], [0, 1], iterations=99)
+    run.folder = tmp_path
+    (tmp_path / "summary.json").touch()
+    assert only_finished([run]) == [run]
+
+
+def test_other_rewards_are_not_those_of_an_ensemble():
+    run = a_run([0, 1], [0, 1])
+    rewards = {"hps": {"path": "a"}, "aesthetic": {"path": "b"}}
+    run.config |= {"train_reward": "ensemble"}
+    run.config["suite"]["rewards"] = rewards | {"ensemble": {"members": [rewards["hps"]]}}
+    for row in run.evaluations:
+        row["eval/ensemble/gain"] = row["eval/hps/gain"]
+    assert outcomes(run)["cross_end"] == 2.0  # aesthetic alone
+
+
 def test_unfinished_runs_are_left_out_and_named(capsys):
     done = a_run([0, 1], [0, 1])
     assert only_finished([done, a_run([0, 1], [0, 1], iterations=99)]) == [done]

@@ -147,19 +147,21 @@ def test_another_configuration_is_not_taken_for_finished(tmp_path, sweep, preten
     assert default_of(config, "critic.stride") == 1 and config["critic"]["stride"] == 2  # were it missing: another run
 
 
-def test_an_unfinished_control_starts_anew(tmp_path, sweep, pretended):
-    """Best-of-n has nothing to go on from; and of a run killed while it began there is less than a configuration."""
-    control = ["+experiment=best_of_n_hps", *TINY[1:]]
-    sweep(*control, "seed=1,2")
+@pytest.mark.parametrize(("experiment", "resumes"), [("best_of_n_hps", True), ("train_reward_hps", False)])
+def test_what_an_unfinished_job_goes_on_from(tmp_path, sweep, pretended, experiment, resumes):
+    """A control has its pool, a reward's training nothing; of a run killed while it began there is less than that."""
+    jobs = [f"+experiment={experiment}", *TINY[1:], "seed=1,2"]
+    sweep(*jobs)
     folders = [tmp_path / f"sweep/debug=tiny,seed={seed}" for seed in (1, 2)]
     (folders[0] / "summary.json").unlink()
-    (folders[0] / "scores.npz").touch()
+    (folders[0] / "pool").mkdir()
     for name in ("summary.json", "config.yaml"):
         (folders[1] / name).unlink()
-    assert sweep(*control, "seed=1,2")[0] == 0
+    (folders[1] / ".lock").touch()
+    assert sweep(*jobs)[0] == 0
     assert states(tmp_path / "sweep") == {"seed=1": "resumed", "seed=2": "done"}
-    assert [call.config["resume"] for call in pretended] == [None] * 4
-    assert not (folders[0] / "scores.npz").exists()
+    assert [call.config["resume"] for call in pretended] == [None, None, str(folders[0]) if resumes else None, None]
+    assert (folders[0] / "pool").exists() == resumes
 
 
 def test_a_job_that_submitit_queues_again_has_not_failed(tmp_path, sweep, monkeypatch):
@@ -263,6 +265,11 @@ def test_optuna_finds_the_best_ratio_and_repeats_itself(tmp_path, sweep, pretend
 def test_a_search_is_not_after_the_luckiest_seed(sweep, pretended):
     code, told = sweep(*TINY, "seed=1,2", "objective=eval/gold/gain", "hydra/sweeper=optuna")
     assert code == 2 and not pretended and "seed= is swept" in told
+
+
+def test_a_search_needs_something_to_search_for(sweep, pretended):
+    code, told = sweep(*TINY, "reset.ratio=0.1,0.2", "hydra/sweeper=optuna")
+    assert code == 2 and not pretended and "a search needs objective=" in told
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

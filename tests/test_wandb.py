@@ -7,8 +7,11 @@ import struct
 import subprocess
 from pathlib import Path
 
+import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from src.errors import UserError
+from src.loggers.wandb import make_wandb_logger
 from tests.conftest import rows_of, run_command
 
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "threads=1"]
@@ -72,6 +75,14 @@ def test_the_offline_file_holds_every_row_and_picture(tmp_path):
     metrics = {m.glob_name or m.name: m for m in (r.metric for r in records if r.WhichOneof("record_type") == "metric")}
     assert metrics["*"].step_metric == "reward_queries"
     assert metrics["eval/*"].summary.max and metrics["eval/*"].summary.min and metrics["eval/*"].summary.last
+
+
+def test_the_environment_may_not_ask_for_a_key_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match="WANDB_MODE=online needs a key"):
+        make_wandb_logger(tmp_path, "overopt", "auto", "group", [], {})
 
 
 def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path):

@@ -83,7 +83,7 @@ class Module(lightning.LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.reward_name, self.iteration, self.rows = "hps", 0, []
+        self.reward_name, self.reward_members, self.iteration, self.rows = "hps", ["pickscore"], 0, []
         self.policy = SimpleNamespace(save=lambda folder: (folder / "weights").write_text(str(self.iteration)))
 
     def record(self, kind, metrics):
@@ -93,14 +93,14 @@ class Module(lightning.LightningModule):
 def follow(tmp_path, gains, **options):
     """A watch shown these held-out gains, one an evaluation every 64 queries."""
     evaluation = object.__new__(CrossRewardEvaluation)
-    watch = OveroptimizationWatch(
-        str(tmp_path), ["hps"], **({"signal": "trained", "margin": 0.1, "keep": "peak"} | options)
-    )
+    options = {"rewards": ["hps"], "signal": "trained", "margin": 0.1, "keep": "peak"} | options
+    watch = OveroptimizationWatch(str(tmp_path), **options)
     options_of_trainer = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(callbacks=[evaluation, watch], accelerator="cpu", **options_of_trainer)
     module, stopped = Module(), None
     for k, gain in enumerate(gains):
-        evaluation.history, module.iteration = [{"held_out/hps/gain": gain, "reward_queries": 64 * k}], k
+        row = {"held_out/hps/gain": gain, "held_out/aesthetic/gain": gain, "held_out/pickscore/gain": 9.0}
+        evaluation.history, module.iteration = [row | {"reward_queries": 64 * k}], k
         watch.on_train_batch_end(trainer, module, None, None, k)
         watch.on_train_batch_end(trainer, module, None, None, k)  # iterations without an evaluation change nothing
         stopped = k if trainer.should_stop and stopped is None else stopped
@@ -121,6 +121,13 @@ def test_it_can_keep_the_last_weights_within_the_margin(tmp_path):
     watch = follow(tmp_path, [0.0, 0.3, 0.25, 0.1, 0.4], keep="last")[0]
     assert (watch.alarm, watch.best) == (192, 128)
     assert (tmp_path / "best/weights").read_text() == "2"
+
+
+def test_what_the_trained_reward_is_made_of_is_no_other_reward(tmp_path):
+    assert follow(tmp_path, [0.0, 0.3], rewards=["hps", "pickscore", "aesthetic"], signal="all")[0].signals == [
+        0.0,
+        0.3,
+    ]
 
 
 def test_it_can_stop_the_run(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
+from src.errors import told_in_one_sentence
 from src.metrics.intervals import spread_within
 from src.mini.evaluate import WEIGHTS
 from src.mini.gold import GoldAnnotator
@@ -102,4 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_sentence():
+        main()

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from src.errors import told_in_one_sentence
 from src.report.figures import JUDGE
 from src.report.runs import Run, find_runs, flat
 from src.report.study import against, compare, crossing, means, table, write_tables
@@ -56,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_sentence():
+        main()

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from src.errors import told_in_one_sentence
 from src.metrics.watching import Keep, Signal
 from src.report.runs import Run, find_runs
 from src.report.study import only_finished, write_tables
@@ -124,4 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_sentence():
+        main()

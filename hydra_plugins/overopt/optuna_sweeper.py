@@ -46,6 +46,8 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = {o.get_key_element(): o for o in parser.parse_overrides([*given.values(), *arguments])}
         space = {key: distribution_of(o) for key, o in parsed.items() if o.is_sweep_override()}
+        if self.config.objective is None:
+            raise UserError("a search needs objective=, the figure to make best, such as objective=held_out/gold/gain.")
         if "seed" in space:
             raise UserError(
                 "seed= is swept: a search compares values under one seed, or it would find the luckiest; give one, and "

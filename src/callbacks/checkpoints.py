@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from src.errors import UserError
 
+WRITER = ("PytorchStreamWriter", "unexpected pos")  # in what torch says where a file cannot be written
+
 
 class Checkpoints(Callback):
     """Saves after the iteration's rows are logged, so that a checkpoint and the metrics before it belong together."""
@@ -26,6 +28,8 @@ class Checkpoints(Callback):
                     partial.replace(self.path)
             except (OSError, RuntimeError) as error:
                 partial.unlink(missing_ok=True)
+                if not isinstance(error, OSError) and not any(sign in str(error) for sign in WRITER):
+                    raise
                 raise UserError(
                     f"{self.path} could not be written ({error}); the one before is intact: make room, then resume."
                 ) from error

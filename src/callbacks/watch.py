@@ -68,7 +68,8 @@ class OveroptimizationWatch(Callback):
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes in the evaluation that was made last, if it is new."""
         row = next(c for c in trainer.callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
-        value = signal_of(row, pl_module.reward_name, self.rewards, self.signal)
+        apart = [name for name in self.rewards if name not in pl_module.reward_members]  # what is not trained on
+        value = signal_of(row, pl_module.reward_name, apart, self.signal)
         if value is None or row["reward_queries"] in self.queries:
             return
         known = self.alarm

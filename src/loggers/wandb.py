@@ -31,13 +31,16 @@ def make_wandb_logger(
     Args:
         mode: `auto` is what WANDB_MODE says, else online with an API key at hand, else offline.
 
-    Raises UserError if `online` is asked for without a key: nobody is at the keyboard to be asked for one.
+    Raises UserError if `online` is asked for, here or there, without a key: nobody is at the keyboard to type one.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")  # type: ignore[assignment]
-    elif mode == "online" and not has_key():
-        raise UserError("logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or use mode=auto.")
+        asked = f"WANDB_MODE={mode}"
+    else:
+        asked = f"logger.mode={mode}"
+    if mode == "online" and not has_key():
+        raise UserError(f"{asked} needs a key: set WANDB_API_KEY or run `wandb login`, or have it offline.")
     id_file = run_dir / "wandb_id.txt"
     if not id_file.exists():
         write_text(id_file, secrets.token_hex(4))

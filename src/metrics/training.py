@@ -54,7 +54,7 @@ class RatioStatistics:
 
 
 def _ratio_moments(sums: Float[Tensor, "4 ..."]) -> dict[str, Float[Tensor, "..."]]:
-    rows, off, squared, clipped = sums.double()
+    rows, off, squared, clipped = sums.cpu().double()  # not every device has float64
     spread = (squared / rows - (off / rows) ** 2).clamp(min=0).sqrt()
     return {"ratio_mean": 1 + off / rows, "ratio_std": spread, "clip_fraction": clipped / rows}
 

@@ -6,6 +6,7 @@ reward; how far two versions of gold and the rewards agree on pairs.
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import matplotlib
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
-from src.best_of_n import curve, score_pool
+from src.best_of_n import Pool, curve, score_pool
 from src.callbacks.gallery import picture_grid
 from src.metrics.intervals import spread_within
 from src.mini.corruptions import CORRUPTIONS, corrupt
@@ -25,6 +26,7 @@ from src.mini.evaluate import WEIGHTS, sample
 from src.mini.gold import GoldAnnotator
 from src.mini.preferences import TEST_PICTURES, load_pool, pairs_of
 from src.prompts import SIMPLE_ANIMALS
+from src.report.runs import choice_among
 from src.rewards.base import RewardModel
 
 matplotlib.use("Agg")
@@ -81,8 +83,12 @@ def sorted_grid(gold: GoldAnnotator, target: Path) -> dict[str, float]:
 def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: GoldAnnotator, target: Path) -> dict:
     """Gain of proxy and gold of the best of n = 1 ... 256 by each proxy, in base sd, over all training prompts."""
     prompts = list(SIMPLE_ANIMALS)
-    pool = score_pool(instantiate(cfg.policy), {**rewards, "gold": gold}, next(iter(rewards)), prompts, 256, seed=0)
-    table: dict[str, Any] = {}
+    judged = {**rewards, "gold": gold}
+    with tempfile.TemporaryDirectory() as folder:
+        score_pool(instantiate(cfg.policy), judged, next(iter(rewards)), prompts, 256, seed=0, folder=Path(folder))
+        pool = Pool.read(Path(folder), list(judged))
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    table: dict[str, Any] = {f"{name}/of": choice_among(config, name) for name in rewards}
     figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
     for k, name in enumerate(rewards):
         rows = curve({key: pool.scores[key] for key in (name, "gold")}, name, prompts)

@@ -160,13 +160,14 @@ class GoldStage(Stage):
         """Gradient ascent of the utility for `goal`, in pixels of a random coarseness or through the base's decoder."""
         was_training = self.members.training
         self.members.eval()
-        vae = self._vae[0]
+        vae = self._vae[0].to(self.device)
+        images, goal = images.to(self.device), goal.to(self.device)
         scale = vae.config.scaling_factor
         in_latents = torch.rand((), generator=rng) < 0.5
         with torch.no_grad():
             start = vae.encode(images * 2 - 1).latents if in_latents else images
         cells = start.shape[-1] if in_latents else [64, 32, 16][int(torch.randint(3, (), generator=rng))]
-        delta = torch.zeros(len(images), start.shape[1], cells, cells, requires_grad=True)
+        delta = torch.zeros(len(images), start.shape[1], cells, cells, device=self.device, requires_grad=True)
         reach = (0.25 / scale if in_latents else 0.08) * (0.3 + torch.rand((), generator=rng).item())
         steps = int(torch.randint(4, 13, (), generator=rng))
 
@@ -185,7 +186,7 @@ class GoldStage(Stage):
                 direction = gradient.sign() if not in_latents else gradient / size * delta[0].numel() ** 0.5
                 delta = (delta + reach * direction).detach().requires_grad_()
         self.members.train(was_training)
-        return picture().detach().float()
+        return picture().detach().float().cpu()
 
     # ------------------------------------------------------------------------------------------------ training
 

@@ -21,6 +21,8 @@ from src.hub import fetch, require
 from src.policy import ddim
 from src.types import Rollout
 
+TEXT_CACHE = 1024  # prompts whose states are kept on the device; 243 MB of Stable Diffusion's
+
 
 class DiffusionPolicy(LightningModule):
     """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the log-probability of any step of one.
@@ -117,14 +119,19 @@ class DiffusionPolicy(LightningModule):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Float[Tensor, "b token d"]:
-        """Text states of the prompts; each distinct prompt is encoded once in the life of the policy."""
+        """Text states of the prompts; each distinct prompt is encoded once, unless many others came in between."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
         if new:
             length = self.tokenizer.model_max_length
             tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             states = self.text_encoder(tokens.input_ids.to(self.device))[0].float()
             self._text_cache.update(zip(new, states, strict=True))
-        return torch.stack([self._text_cache[prompt] for prompt in prompts])
+        found = torch.stack([self._text_cache[prompt] for prompt in prompts])
+        for prompt in dict.fromkeys(prompts):
+            self._text_cache[prompt] = self._text_cache.pop(prompt)  # the last to go
+        while len(self._text_cache) > TEXT_CACHE:
+            del self._text_cache[next(iter(self._text_cache))]
+        return found
 
     def predict(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
         """The guided output of the network, float32."""

@@ -65,10 +65,14 @@ class Run:
 
     @property
     def control(self) -> dict[str, list[float | int]] | None:
-        """Best of n by the trained reward: n, and gains of the reward and of the judge; None if unknown."""
+        """Best of n by the trained reward: n, and gains of the reward and of the judge; None if unknown.
+
+        It is known of one base, one way of sampling, one set of prompts and one version of the reward.
+        """
         file = Path(self.config["suite"].get("control") or "")
         known = json.loads(file.read_text())["best_of_n"] if file.is_file() else {}
-        if f"{self.trained}/proxy" not in known:
+        of = known.get(f"{self.trained}/of")
+        if of is None or of != choice_among(self.config, self.trained):
             return None
         return {"n": known["n"], "proxy": known[f"{self.trained}/proxy"], "judge": known[f"{self.trained}/gold"]}
 
@@ -79,6 +83,17 @@ class Run:
     @property
     def queries(self) -> list[int]:
         return [row["reward_queries"] for row in self.evaluations]
+
+
+def choice_among(config: dict[str, Any], reward: str) -> dict[str, Any]:
+    """What best of n by this reward depends on, of a resolved configuration."""
+    chooser = config["suite"]["rewards"][reward]
+    return {
+        "base": [config["policy"].get(key) for key in ("path", "revision")],
+        "sampling": [config["policy"].get(key) for key in ("num_steps", "eta", "guidance")],
+        "prompts": config["prompts"],
+        "reward": [chooser.get(key) for key in ("_target_", "path")],
+    }
 
 
 def find_runs(paths: Iterable[str]) -> list[Run]:

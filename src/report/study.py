@@ -36,7 +36,9 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
     reaches L, linear between evaluations; nan where it never does. What the critic says is a mean of the later half.
     """
     gold, proxy = run.series(f"eval/{JUDGE}/gain"), run.series(f"eval/{run.trained}/gain")
-    names = [name for name in run.config["suite"]["rewards"] if name != run.trained]
+    rewards = run.config["suite"]["rewards"]
+    trained_on = rewards[run.trained].get("members", [])  # of an ensemble
+    names = [name for name in rewards if name != run.trained and rewards[name] not in trained_on]
     cross = [float(np.mean([row[f"eval/{name}/gain"] for name in names])) for row in run.evaluations]
     peak = int(np.argmax(gold))
     last = run.evaluations[-1]
@@ -162,8 +164,10 @@ def _require_one_setting(runs: list[Run], varied: Sequence[str]) -> None:
 
 
 def finished(run: Run) -> bool:
-    """Whether its last evaluation has been made."""
-    return bool(run.iterations) and run.evaluations[-1]["iteration"] >= run.config["iterations"]
+    """Whether its last evaluation has been made, be it that the watch stopped it before its iterations were done."""
+    if not run.iterations:
+        return False
+    return run.evaluations[-1]["iteration"] >= run.config["iterations"] or (run.folder / "summary.json").exists()
 
 
 def only_finished(runs: Iterable[Run]) -> list[Run]:

@@ -66,7 +66,10 @@ class AestheticReward(RewardModel):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for inputs, outputs in zip([self.embed_dim, *hidden], hidden, strict=False):
-            layers += [nn.Linear(inputs, outputs), nn.Dropout(0.1)]  # linear throughout, as published
+            layers += [
+                nn.Linear(inputs, outputs),
+                nn.Dropout(0.1),
+            ]  # linear, as published; it never drops here
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
     def _build_released(self, file: Path, option: str) -> None:

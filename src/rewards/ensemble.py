@@ -48,7 +48,8 @@ class EnsembleReward(RewardModel):
         return self.members[0].embed_images(images)  # type: ignore[operator]
 
     def standardised(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "k b"]:
-        scores = torch.stack([member(images, prompts) for member in self.members])
+        # by _score, in batches of the member's own size
+        scores = torch.stack([member._score(images, prompts) for member in self.members])  # type: ignore[operator]
         return (scores - self.centres) / self.scales
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
