@@ -79,9 +79,8 @@ class ResetPhase:
             return measured | ({"reset/share": 0.0} if scores else {})
         rng = generator_of(self.seed, iteration if self.strategy.noise == "fresh" else 0, RESET_STREAM)
         if self.strategy.needs_critic and features is not None:
-            masks, measured_at_reset = self._reset_critic(features, credit, scores, optimizers[1], ranks, rng)
-            measured |= measured_at_reset
-            if any(mask.any() for mask in masks):
+            measured |= self._reset_critic(features, credit, scores, optimizers[1], ranks, rng)
+            if measured["reset/share"] > 0:
                 self.recovering = iteration, metrics["critic/explained_variance"]
         if self.lora is not None:
             measured |= self._reset_lora(self.lora, rollout, len(credit.advantages), optimizers[0], ranks, rng)
@@ -136,14 +135,14 @@ class ResetPhase:
         optimizer: torch.optim.Optimizer,
         ranks: Ranks,
         rng: torch.Generator,
-    ) -> tuple[list[Mask], Metrics]:
+    ) -> Metrics:
         assert self.critic is not None and credit.returns is not None
         before = explained_variance(self.critic.values(features, ranks), credit.returns)
         masks = self.strategy.apply(self.critic.head, scores[self.strategy.score], optimizer, rng)
         after = explained_variance(self.critic.values(features, ranks), credit.returns)
         metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
         told = {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
-        return masks, metrics | told
+        return metrics | told
 
     def _reset_lora(
         self,
