@@ -58,6 +58,8 @@ def arm(config: dict[str, Any]) -> str:
     return f"{name}, 8 steps" if config["algorithm.samples_per_update"] else name
 
 
+AFTERWARDS = [(PER_STEP, DDPO), (TDPO, PER_TRAJECTORY), (EIGHT_STEPS, DDPO), (EIGHT_STEPS, PER_STEP)]
+
 COMBINED = {
     "interaction: the critic per timestep beyond the critic per trajectory": {
         TDPO: 1,
@@ -77,6 +79,7 @@ def main() -> None:
         "Means over seeds": means(found, COLUMNS),
         "Arm against arm, paired by seed": compare(found, OUTCOMES, contrasts, MARGIN),
         "Sums of arms, paired by seed": combined(found, OUTCOMES, COMBINED, MARGIN),
+        "Looked at after the runs: KL at equal trained reward, nats": compare(found, ["kl_at_1.5"], AFTERWARDS),
         "Validity": validity(found, TDPO, "explained_variance", above=0.05),
     }
     write_tables(HERE, found, tables)
