@@ -108,7 +108,8 @@ def find_run(resume: str) -> Path:
 
 def stored_task(resume: str) -> str:
     """What the run to resume does, for whoever has to choose who goes on with it."""
-    return OmegaConf.load(find_run(resume) / "config.yaml").get("task", "finetune")
+    stored: Any = OmegaConf.load(find_run(resume) / "config.yaml")
+    return stored.get("task", "finetune")
 
 
 def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
