@@ -67,7 +67,7 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     device = trainer.strategy.root_device
     policy: DiffusionPolicy = build(cfg["policy"]).to(device)
     prompts: list[str] = build(cfg["prompts"]).train
-    judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
+    judges = build_rewards(cfg["suite"]["judges"] or {})
     rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
     for reward in rewards.values():
         reward.check_prompts(prompts)

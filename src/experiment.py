@@ -58,7 +58,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     finetuner, rewards = build_finetuner(cfg)
     prompts = build(cfg["prompts"])
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
-    judges = {name: build(judge) for name, judge in (cfg["suite"]["judges"] or {}).items()}
+    judges = build_rewards(cfg["suite"]["judges"] or {})
     for judge in judges.values():
         judge.check_prompts([*prompts.train, *prompts.held_out])
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
@@ -222,7 +222,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
 
 
 def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
-    """The rewards of a suite by name. A member of an ensemble that is a reward of the suite is that one, not a copy."""
+    """Rewards, or judges, of a suite by name. A member of an ensemble that is one of them is that one, not a copy."""
     built: dict[str, RewardModel] = {}
     for name, config in sorted(configs.items(), key=lambda item: "members" in item[1]):
         if "members" in config:

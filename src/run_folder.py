@@ -3,7 +3,6 @@
 import datetime
 import fcntl
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
@@ -50,16 +49,16 @@ def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> No
 
 def _unused(folder: Path) -> Path:
     """`folder`, or `folder-2`, ..., made at once: two runs may start in the same second."""
-    for k in itertools.count(1):
-        candidate = folder if k == 1 else folder.with_name(f"{folder.name}-{k}")
+    candidate, k = folder, 1
+    while True:
         try:
             candidate.mkdir(parents=True)
             return candidate
         except FileExistsError:
-            continue
+            k += 1
+            candidate = folder.with_name(f"{folder.name}-{k}")
         except OSError as error:
             raise _cannot_be_made(candidate, error) from error
-    raise AssertionError("there is always a next number")
 
 
 @contextmanager

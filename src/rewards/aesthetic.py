@@ -66,10 +66,8 @@ class AestheticReward(RewardModel):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for inputs, outputs in zip([self.embed_dim, *hidden], hidden, strict=False):
-            layers += [
-                nn.Linear(inputs, outputs),
-                nn.Dropout(0.1),
-            ]  # linear, as published; it never drops here
+            # linear throughout, as published; a reward stays in eval mode, so that nothing drops
+            layers += [nn.Linear(inputs, outputs), nn.Dropout(0.1)]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
     def _build_released(self, file: Path, option: str) -> None:
