@@ -43,9 +43,8 @@ from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.run_folder import open_run_dir, versions, write_json
-from src.seeding import seed_of
+from src.seeding import POOL_STREAM, seed_of
 
-POOL_STREAM = 1 << 24  # keeps the pool's seeds apart from those of training and evaluation
 GRID_PROMPTS, GRIDS = 32, ("first", "best")
 Row = dict[str, float | int]
 

@@ -38,11 +38,10 @@ from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.run_folder import FOLDER_TOLD, find_run, held, new_run_dir, open_run_dir, stored_config, versions, write_json
-from src.seeding import seed_of
+from src.seeding import CRITIC_STREAM, seed_of
 from src.sweeps import group_and_tags, in_sweep
 
 POOL = "pool"  # folder of best-of-n's samples, while they are drawn
-CRITIC_STREAM = 1 << 23  # keeps the critic's first weights apart from all other draws
 
 
 def run_experiment(composed: DictConfig) -> dict[str, Any]:

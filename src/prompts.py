@@ -13,9 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from src.errors import UserError
 from src.hub import fetch_file
-from src.seeding import generator_of
-
-PROMPT_STREAM = 1 << 22  # keeps the draw of prompts apart from those of samples
+from src.seeding import PROMPT_STREAM, generator_of
 
 SIMPLE_ANIMALS = (
     "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow", "goat", "lion",

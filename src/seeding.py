@@ -3,6 +3,14 @@
 import numpy as np
 import torch
 
+# Last keys of what is drawn beside a run's samples, whose own is a small number: here all can be seen to differ.
+RESET_STREAM = 1 << 20
+EVALUATION_STREAM = 1 << 21  # one more for each prompt set
+PROMPT_STREAM = 1 << 22
+CRITIC_STREAM = 1 << 23
+POOL_STREAM = 1 << 24  # best-of-n's
+PROBE_STREAM = 1 << 25
+
 
 def seed_of(*keys: int) -> int:
     """A well-mixed seed from a tuple of non-negative integers, such as (run seed, iteration, sample)."""

@@ -19,10 +19,9 @@ from src.metrics.pictures import PictureStatistics
 from src.prompts import PromptSets
 from src.ranks import Ranks
 from src.rewards.base import RewardModel
-from src.seeding import seed_of
+from src.seeding import EVALUATION_STREAM, seed_of
 from src.types import Metrics, Rollout
 
-EVALUATION_STREAM = 1 << 21  # keeps evaluation seeds apart from training seeds
 NO_SPREAD = 1e-6  # of a reward; below it are rounding errors only
 
 

@@ -14,10 +14,9 @@ from src.ranks import Ranks
 from src.resets.base import Reset
 from src.resets.lora import LoraNeurons
 from src.resets.ops import Mask, Scores, even_states, magnitudes, neuron_scores, probe_states
-from src.seeding import generator_of
+from src.seeding import PROBE_STREAM, RESET_STREAM, generator_of
 from src.types import Credit, Metrics, Rollout
 
-RESET_STREAM, PROBE_STREAM = 1 << 20, 1 << 22  # keep these draws apart from those of samples and evaluations
 FEW_STATES = 8  # what the authors' code measures neurons on, beside the probe of the configuration
 
 Optimizers = list[Any]  # the policy's, and the critic's if there is one
