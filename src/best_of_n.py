@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -43,6 +42,7 @@ from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.run_folder import open_run_dir, versions, write_json
+from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
 
 GRID_PROMPTS, GRIDS = 32, ("first", "best")
@@ -184,5 +184,4 @@ def print_curve(title: str, rows: list[Row], names: list[str]) -> None:
     for row in rows:
         gains = (f"{row[f'eval/{name}/gain']:+.2f}" for name in names)
         table.add_row(f"{row['best_of_n/n']:.0f}", f"{row['kl/trajectory']:.2f}", *gains)
-    console = Console()
-    (console if console.is_terminal else Console(width=110)).print(table)
+    show(table)

@@ -59,7 +59,7 @@ class Suite:
     timestep_weighting: str = "uniform"
     timestep_fraction: float = 1.0
     rewards: dict[str, Any] = MISSING  # what a policy may train on
-    base_moments: dict[str, dict[str, float]] | None = None  # mean and std of rewards on the base's pictures
+    base_moments: dict[str, dict[str, float]] = field(default_factory=dict)  # mean and std of rewards on the base
     judges: dict[str, Any] | None = None  # what only evaluates
     tower: dict[str, Any] = MISSING
     control: str | None = None  # what choosing the best of n base samples does, where it is known
@@ -165,7 +165,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(
                 f"suite={cfg.suite.name} does not say how the base's pictures score with an ensemble's members: run "
                 f"+experiment=best_of_n_hps suite={cfg.suite.name} pool=8, and give each member's mean and base_sd at "
-                "n = 1 as suite.base_moments.hps={mean: ..., std: ...} and so on."
+                "n = 1 as '+suite.base_moments.hps={mean: ..., std: ...}' and so on."
             ) from error
         raise UserError(_first_line(error)) from error
     known = [f.name for f in fields(Config)]

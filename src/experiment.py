@@ -21,8 +21,7 @@ from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
-from rich.console import Console
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from src.callbacks.checkpoints import Checkpoints
@@ -37,7 +36,18 @@ from src.prompts import PromptData
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
-from src.run_folder import FOLDER_TOLD, find_run, held, new_run_dir, open_run_dir, stored_config, versions, write_json
+from src.run_folder import (
+    FOLDER_TOLD,
+    HOW,
+    find_run,
+    held,
+    new_run_dir,
+    open_run_dir,
+    stored_config,
+    versions,
+    write_json,
+)
+from src.screen import show
 from src.seeding import CRITIC_STREAM, seed_of
 from src.sweeps import group_and_tags, in_sweep
 
@@ -112,8 +122,12 @@ def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], P
 def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
     """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
     folder = find_run(composed.resume)
-    overrides = [] if in_sweep() else list(HydraConfig.get().overrides.task)  # a sweep has compared the whole
-    cfg = check(DictConfig(stored_config(folder, overrides)))
+    if in_sweep():  # which has compared what makes the experiment; how it is run is for the command to say
+        wanted: Any = OmegaConf.to_container(composed, resolve=True)
+        stored = stored_config(folder, []) | {key: wanted[key] for key in HOW}
+    else:
+        stored = stored_config(folder, list(HydraConfig.get().overrides.task))
+    cfg = check(DictConfig(stored))
     set_threads(cfg)
     return cfg, folder
 
@@ -340,9 +354,7 @@ def summarise(
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    final, console = summary["final"], Console()
-    if not console.is_terminal:
-        console = Console(width=110)  # of a log file nobody knows the width
+    final = summary["final"]
     table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
     for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
         table.add_column(column, justify="right")
@@ -361,7 +373,7 @@ def print_summary(summary: dict[str, Any]) -> None:
                 f"{value['win_rate']:.2f}",
                 "-" if held_out is None else f"{held_out:+.2f}",
             )
-    console.print(table)
+    show(table)
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "

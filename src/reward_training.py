@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
@@ -26,6 +25,7 @@ from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
 from src.run_folder import open_run_dir, versions, write_json
+from src.screen import show
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
 
@@ -77,14 +77,14 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         "test": report,
         "versions": versions(),
     }
-    write_json(folder / "summary.json", summary)
     model.save(folder / "reward")
+    write_json(folder / "summary.json", summary)  # last: a sweep takes it for the end
     table = Table(title=f"{cfg['name']}: on pictures it has not seen")
     for column in ("pictures", "accuracy, all pairs", "accuracy, clear pairs", "calibration error", "rank correlation"):
         table.add_column(column, justify="right")
     for name, row in report.items():
         table.add_row(name, *(f"{row[key]:.3f}" for key in ("all", "clear", "calibration_error", "rank_correlation")))
-    Console().print(table)
+    show(table)
     print(f"weights: {folder / 'reward'}   metrics: {folder / 'metrics.jsonl'}")
     return summary
 

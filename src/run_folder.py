@@ -21,6 +21,7 @@ from src.errors import UserError
 RUNS = Path("runs")
 FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
 LOCK = ".lock"  # held by the process that runs in the folder
+HOW = ("threads", "logger", "checkpoint_every")  # keys that say how a run is run, and not what it is
 RESUMABLE = ("iterations=", "checkpoint_every=", "threads=", "logger.", "evaluation.every=")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint and the next one being written

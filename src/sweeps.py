@@ -16,12 +16,11 @@ import importlib.util
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 from rich.table import Table
 
 from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.report.runs import IGNORED, find_runs, flat
 from src.run_folder import LOCK, write_json, write_text
+from src.screen import show
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "joblib": ("joblib", "sweeps"),
@@ -50,29 +49,27 @@ MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of 
 STARTED = {LOCK, "versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
 # our presets have the names of the plugins' own options, and Hydra would rather that they had not
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
-_begun: dict[str, str] = {}  # the sweep of this process, if it started one: its folder, and a token of this call
+_begun: dict[str, Any] = {}  # the sweep of this process, if it started one: its folder, and its jobs' names so far
 
 
 class Sweep(Callback):
     """Hydra's hook into a multirun; tells all its jobs, wherever they run, what they have in common.
 
     Args:
-        token: of one call of the command; the jobs that answer to it are those of this call.
         swept: the keys that differ between the jobs.
     """
 
-    def __init__(self, token: str, swept: list[str]):
-        self.token, self.swept = token, swept
+    def __init__(self, swept: list[str]):
+        self.swept = swept
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_installed(config.hydra.runtime.choices)
-        folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
-        _begun.update(folder=folder, token=token)
+        folder = str(config.hydra.sweep.dir)
+        _begun.update(folder=folder, jobs=[])
         quoted = folder.replace("'", r"\'")
         with read_write(config), open_dict(config):  # jobs are composed anew, from these and from their own overrides
             config.hydra.overrides.hydra += [
                 f"hydra.sweep.dir='{quoted}'",
-                f"hydra.callbacks.sweep.token='{token}'",
                 f"hydra.callbacks.sweep.swept={swept_keys(config)}",
             ]
 
@@ -92,6 +89,17 @@ def swept_keys(config: DictConfig) -> list[str]:
     given = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
     parsed = OverridesParser.create().parse_overrides(given)
     return sorted({override.key_or_group for override in parsed if override.is_sweep_override()})
+
+
+def expect(config: DictConfig, jobs: Iterable[Sequence[str]]) -> None:
+    """The sweep's end will tell of these jobs, launched in other processes, whether they ever begin there or not.
+
+    Args:
+        config: the multirun's.
+        jobs: the overrides of each.
+    """
+    swept = swept_keys(config)
+    _begun["jobs"] += [job_name(list(overrides), swept) for overrides in jobs]
 
 
 def in_sweep() -> bool:
@@ -143,14 +151,17 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
     name = job_name(overrides, list(hydra.callbacks.sweep.swept))
     folder, status = root / name, root / "jobs" / f"{name}.json"
-    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
+    told: dict[str, Any] = {"job": name, "swept": swept_values()}
     status.parent.mkdir(parents=True, exist_ok=True)
+    if _begun:  # the job runs in the process that started the sweep
+        _begun["jobs"].append(name)
     try:
         _refuse_several_processes(composed)
         with _alone(root / "jobs" / f"{name}.lock"):
             write_json(status, told | {"state": "running"})
             told["state"] = _settle(composed, folder, run)
             value = _objective(folder, composed.objective)
+            write_json(status, told)
     except (Exception, SystemExit) as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning makes an exit of it, and the sweep is to stop
@@ -159,7 +170,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
         told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
         print(f"job {name} failed: {told['sentence']}", file=sys.stderr, flush=True)
         value = float("nan")
-    write_json(status, told)
+        write_json(status, told)
     _free_memory()
     return value
 
@@ -195,6 +206,8 @@ def _alone(lock: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"waiting for another process that runs {lock.stem}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system that has no locks
         yield
 
 
@@ -230,7 +243,8 @@ def threads_of_a_job(launcher: Any) -> int | None:
     if at_once := launcher.get("n_jobs"):  # joblib; -1 is all cores, -2 all but one
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // (at_once if at_once > 0 else max(1, cores + 1 + at_once)))
-    return launcher.get("cpus_per_task") or launcher.get("remote", {}).get("num_cpus")
+    cores = launcher.get("cpus_per_task") or launcher.get("remote", {}).get("num_cpus")
+    return max(1, int(cores)) if cores else None  # Ray counts in fractions, too
 
 
 def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
@@ -275,15 +289,14 @@ def summed_up() -> Iterator[None]:
         yield
     finally:
         if _begun:
-            failed = _sum_up(Path(_begun["folder"]), _begun["token"])
+            failed = _sum_up(Path(_begun["folder"]), _begun["jobs"])
     if failed:
         sys.exit(1)
 
 
-def _sum_up(root: Path, token: str) -> bool:
-    """Prints how the jobs of this call went and writes the report of all in the folder; returns whether any failed."""
-    found = [json.loads(path.read_text()) for path in sorted((root / "jobs").glob("*.json"))]
-    jobs = [job for job in found if job["token"] == token]
+def _sum_up(root: Path, names: list[str]) -> bool:
+    """Prints how these jobs went and writes the report of all in the folder; returns whether any failed."""
+    jobs = [_status(root, name) for name in sorted(set(names))]
     if not jobs:
         return False
     gains = {job["job"]: _gains(root / job["job"]) for job in jobs}
@@ -295,17 +308,26 @@ def _sum_up(root: Path, token: str) -> bool:
         row = gains[job["job"]]
         label = ", ".join(job["swept"]) or job["job"]
         table.add_row(label, job["state"], *(f"{row[name]:+.2f}" if name in row else "-" for name in rewards))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    show(table, width=160)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
     for job in failed:
-        print(f"failed: {job['job']}: {job.get('sentence', 'it never ended; the same command goes on with it.')}")
+        sentence = job.get("sentence", f"it {job['state']}; the same command goes on with it.")
+        print(f"failed: {job['job']}: {sentence}")
     print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs are finished; the same command runs what is missing.")
     with contextlib.suppress(UserError):  # where no run has been evaluated yet
         from src.report.page import write_report  # plotly; not needed by the jobs of other processes
 
         print(f"report: {write_report(find_runs([str(root)]), root / 'report.html')}")
     return bool(failed)
+
+
+def _status(root: Path, name: str) -> dict[str, Any]:
+    """How a job went last, whichever call of the command ran it."""
+    path = root / "jobs" / f"{name}.json"
+    if not path.exists():
+        return {"job": name, "swept": [], "state": "never began"}
+    status = json.loads(path.read_text())
+    return status | {"state": "never ended"} if status["state"] == "running" else status
 
 
 def _gains(folder: Path) -> dict[str, float]:

@@ -65,8 +65,10 @@ def test_every_experiment_at_the_papers_scale(path, suite):
             check(cfg)
         return
     if cfg.train_reward == "ensemble":
-        with pytest.raises(UserError, match="pool=8, and give each member's mean"):
+        with pytest.raises(UserError, match=r"pool=8, and give each member's mean .*\+suite.base_moments.hps={mean: "):
             check(cfg)
+        told = [f"+suite.base_moments.{name}={{mean: 1, std: 2}}" for name in ("hps", "pickscore", "imagereward")]
+        check(composed(f"+experiment={path.stem}", f"suite={suite}", *told))
         return
     resolved = check(cfg)
     assert set(resolved["suite"]["rewards"]) == {"hps", "pickscore", "imagereward", "aesthetic"}

@@ -24,6 +24,7 @@ def make_run(folder: Path, gold: list[float], proxy: list[float], seed: int = 0,
     (folder / "samples").mkdir(parents=True)
     suite = {"rewards": {"hps": {}, "aesthetic": {}}, "judges": {"gold": {}}}
     config = {"name": "tdpo_r_hps", "train_reward": trained, "suite": suite, "seed": seed, "num_steps": 2}
+    config["iterations"] = 10 * (len(gold) - 1)
     config["callbacks"] = {"watch": {"signal": "trained", "margin": 0.1, "patience": 1}}
     OmegaConf.save(OmegaConf.create(config | {"run_dir": str(folder)}), folder / "config.yaml")
     rows = []
@@ -159,6 +160,27 @@ def test_the_matrix_has_a_row_for_every_treatment_and_t_intervals_over_seeds(tmp
     lines = (tmp_path / "report_matrix.csv").read_text().splitlines()
     assert lines[0] == "trained_on,evaluated_on,runs,gain,low,high"
     assert '"hps, ActiveReset",gold,1,-0.5000,-0.6000,-0.4000' in lines
+
+
+def test_the_matrix_is_of_finished_runs_where_there_are_any(tmp_path):
+    for seed, gains in enumerate(([0, 1], [0, 0.5], [0])):
+        make_run(tmp_path / f"{seed}", [0 for _ in gains], gains, seed=seed)
+    stopped = tmp_path / "2/config.yaml"
+    stopped.write_text(stopped.read_text().replace("iterations: 0", "iterations: 10"))
+    runs = find_runs([str(tmp_path)])
+    assert [run.finished for run in runs] == [True, True, False]
+    assert matrix_rows(runs)["hps"]["hps"][0] == pytest.approx(0.75)
+    assert matrix_rows(runs[2:])["hps"]["hps"][0] == 0
+
+
+def test_an_option_younger_than_a_run_sets_no_runs_apart(tmp_path):
+    for seed, reset in enumerate(({"ratio": 1.0}, {})):
+        path = make_run(tmp_path / f"{seed}", [0, 1], [0, 1], seed=seed) / "config.yaml"
+        config = OmegaConf.load(path)
+        OmegaConf.save(OmegaConf.merge(config, {"reset": {"_target_": "src.resets.none.NoReset"} | reset}), path)
+        if seed:
+            path.write_text("threads: 2\nmax_grad_norm: 1.0\n" + path.read_text())
+    assert differences(find_runs([str(tmp_path)])) == ["seed"]
 
 
 def test_treatments_are_named_by_what_tells_them_apart(tmp_path):

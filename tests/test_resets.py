@@ -109,7 +109,7 @@ def test_a_trigger_that_is_no_metric_is_refused():
     with pytest.raises(UserError, match="neurons/dorment is no metric of an iteration"):
         ActiveReset(trigger="neurons/dorment")
     with pytest.raises(UserError, match="not logged by this run"):
-        ActiveReset(every=1, trigger="critic/loss").due(1, {"policy/loss": 0.0})
+        ActiveReset(every=10, trigger="critic/loss").due(1, {"policy/loss": 0.0})  # at once, not at the tenth
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,8 @@ def test_a_slope_for_each_seed():
     found = pd.DataFrame({"seed": [0, 0, 0, 1, 1, 1, 2], "share": [0, 0.5, 1] * 2 + [1], "x": [1, 2, 3, 0, 2, 4, 9.0]})
     row = slopes(found, ["x"], "share").iloc[0]  # 2 and 4; a seed with one share has none
     assert row.pairs == 2 and row.difference == pytest.approx(3.0) and row.high - row.low > 0
+    found.loc[1, "x"] = math.nan  # a run that never got there
+    assert slopes(found, ["x"], "share").iloc[0].difference == pytest.approx(3.0)
 
 
 def test_an_arm_against_a_figure():

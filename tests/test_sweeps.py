@@ -1,5 +1,6 @@
 """Sweeps: what is skipped, resumed and run; what a broken job costs the others (nothing); and every launcher."""
 
+import errno
 import fcntl
 import json
 import math
@@ -19,6 +20,7 @@ from submitit.core.utils import UncompletedJobError
 
 import src.run
 from hydra_plugins.overopt import joblib_launcher, submitit_launcher
+from hydra_plugins.overopt.jobs import died
 from src import sweeps
 from src.config import default_of
 from src.run_folder import write_config, write_json
@@ -103,13 +105,14 @@ def test_killed_broken_and_repeated(tmp_path, four_prompts, sweep):
     assert (killed / "checkpoints/last.ckpt").exists() and not (killed / "summary.json").exists()
     assert states(root) == {f"{key}=-0.1": "failed", f"{key}=0.1": "running"}
 
-    done = run_command(*command)
+    done = run_command(*command, "logger.project=another")
     assert done.returncode == 1, done.stderr[-2000:]
     assert states(root) == {f"{key}=-0.1": "failed", f"{key}=0.1": "resumed", f"{key}=0.2": "done"}
     assert re.search(r"margin=0.1 +│ resumed +│ +[+-]\d", done.stdout)  # with its gain
     assert re.search(r"margin=-0.1 +│ failed +│ +- ", done.stdout)
     assert re.search(f"failed: .*{key}=-0.1.*: .*margin=-0.1", done.stdout)
     assert "Traceback" not in done.stderr and f"report: {root / 'report.html'}" in done.stdout
+    assert OmegaConf.load(killed / "config.yaml").logger.project == "another"  # how it is run, the command says
     page = (root / "report.html").read_text()
     assert "margin=0.1" in page and "margin=0.2" in page
     assert timeless(killed) == timeless(whole) and len(timeless(whole)) == 7
@@ -181,6 +184,38 @@ def test_a_job_whose_process_dies_is_told_as_nan(capsys):
     assert "a job's process ended: out of memory\n" in capsys.readouterr().out
 
 
+def test_a_job_that_never_begins_has_failed(tmp_path, sweep, pretended, monkeypatch):
+    """Its process dies before it has done anything, as of a cancelled job of Slurm."""
+    sweep(*TINY, "seed=1")
+    monkeypatch.setattr(joblib_launcher, "apart", lambda *_: died(MemoryError()))
+    code, told = sweep(*TINY, "seed=1,2", "hydra/launcher=joblib")
+    assert code == 1 and "failed: debug=tiny,seed=2: it never began; the same command goes on with it." in told
+    assert "1 of 2 jobs are finished" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0 would run nothing"),
+        (["hydra/launcher=submitit_slurm"], 'slurm does not take the jobs: Could not detect "srun"'),
+        (["hydra/sweeper=optuna", "hydra.sweeper.direction=up"], "direction=up must be maximize or minimize"),
+        (["hydra/sweeper=optuna", "objective=eval/gold/gain", "reset.ratio=interval(1.0,0.1)"], "interval(1.0,0.1): "),
+    ],
+)
+def test_bad_input_of_a_launcher_or_a_search(options, message, sweep, pretended):
+    code, told = sweep(*TINY, *options)
+    assert code == 2 and not pretended and f"error: {message}" in told.replace("reset.ratio=", "")
+    assert "Traceback" not in told and "never began" not in told
+
+
+def test_a_file_system_without_locks_runs_jobs_all_the_same(tmp_path, sweep, pretended, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(sweeps.fcntl, "flock", flock)
+    assert sweep(*TINY, "seed=1")[0] == 0 and len(pretended) == 1
+
+
 def test_a_job_that_another_process_runs_is_waited_for(tmp_path, capsys):
     held = (tmp_path / "seed=1.lock").open("w")
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -247,6 +282,8 @@ def test_threads_do_not_fight_for_cores():
     assert threads_of_a_job({"n_jobs": 10 * cores}) == 1
     assert threads_of_a_job({"cpus_per_task": 8}) == 8
     assert threads_of_a_job({"remote": {"num_cpus": 3}}) == 3
+    assert threads_of_a_job({"remote": {"num_cpus": 0.5}}) == 1
+    assert threads_of_a_job({"remote": {"num_cpus": 0}}) is None
     assert threads_of_a_job({"max_batch_size": None}) is None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from src.errors import UserError
 
 
 class JoblibLauncher(JobLauncher):
@@ -16,11 +17,14 @@ class JoblibLauncher(JobLauncher):
     """
 
     def __init__(self, n_jobs: int, **_: Any):  # Hydra's own launcher, where it is installed, adds its options
+        if n_jobs == 0:
+            raise UserError("hydra.launcher.n_jobs=0 would run nothing: choose 1 or more, or -1 for all cores.")
         self.n_jobs = n_jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from joblib import Parallel, delayed
 
+        self.expect(job_overrides)
         shared = self.shared()
         jobs = (delayed(apart)(run, list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides))
         return Parallel(self.n_jobs, prefer="threads", batch_size=1, pre_dispatch="n_jobs")(jobs)

@@ -12,12 +12,18 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from src.sweeps import expect
+
 
 class JobLauncher(Launcher):
     """What our launchers have in common. A job whose process dies costs no other one anything."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def expect(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """Called once jobs can be launched: from here on one that is not heard of has failed."""
+        expect(self.config, job_overrides)
 
     def shared(self) -> tuple[str, HydraContext, TaskFunction, DictConfig, Any]:
         """What `run` needs beside a job's own overrides and number."""
@@ -53,5 +59,9 @@ def run(
 
 def died(error: BaseException) -> JobReturn:
     """What a job returns whose process has died: nan."""
-    print(f"a job's process ended: {(str(error).splitlines() or [type(error).__name__])[0]}", flush=True)
+    print(f"a job's process ended: {first_line(error)}", flush=True)
     return JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,6 +30,8 @@ class OptunaSweeper(Sweeper):
 
     def __init__(self, n_trials: int, n_jobs: int, direction: str, seed: int, params: DictConfig | None):
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
+        if direction not in ("maximize", "minimize"):
+            raise UserError(f"hydra.sweeper.direction={direction} must be maximize or minimize.")
         self.params: Any = OmegaConf.to_container(params, resolve=True) if params is not None else {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -45,7 +47,13 @@ class OptunaSweeper(Sweeper):
         given = {key: f"{key}={value}" for key, value in self.params.items()}
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = {o.get_key_element(): o for o in parser.parse_overrides([*given.values(), *arguments])}
-        space = {key: distribution_of(o) for key, o in parsed.items() if o.is_sweep_override()}
+        space = {}
+        for key, override in parsed.items():
+            if override.is_sweep_override():
+                try:
+                    space[key] = distribution_of(override)
+                except ValueError as error:
+                    raise UserError(f"{override.input_line}: {error}") from error
         if self.config.objective is None:
             raise UserError("a search needs objective=, the figure to make best, such as objective=held_out/gold/gain.")
         if "seed" in space:

@@ -7,7 +7,8 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from hydra_plugins.overopt.jobs import JobLauncher, died, first_line, run
+from src.errors import UserError
 
 OBJECT_STORE_BYTES = 100 * 1024**2  # jobs exchange next to nothing; Ray would take a third of the memory
 
@@ -33,7 +34,11 @@ class RayLauncher(JobLauncher):
             {} if self.init.get("address") else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         )
         if not ray.is_initialized():
-            ray.init(**local | self.init)
+            try:
+                ray.init(**local | self.init)
+            except (ConnectionError, ValueError) as error:
+                raise UserError(f"hydra.launcher.init: no Ray there or none like that: {first_line(error)}") from error
+        self.expect(job_overrides)
         task = ray.remote(**self.remote)(run)
         shared = [ray.put(part) for part in self.shared()]
         jobs = [task.remote(list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides)]

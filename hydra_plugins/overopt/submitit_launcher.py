@@ -5,7 +5,8 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from hydra_plugins.overopt.jobs import JobLauncher, died, first_line, run
+from src.errors import UserError
 
 ANYWHERE = {  # options that submitit has for any cluster
     "name", "timeout_min", "mem_gb", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "stderr_to_stdout",
@@ -30,12 +31,15 @@ class SlurmLauncher(JobLauncher):
         import submitit
 
         timeouts = {f"{self.cluster}_max_num_timeout": self.max_num_timeout}
-        executor = submitit.AutoExecutor(self.folder, self.cluster, **timeouts)
-        executor.update_parameters(
-            **{key if key in ANYWHERE else f"{self.cluster}_{key}": value for key, value in self.options.items()}
-        )
+        options = {key if key in ANYWHERE else f"{self.cluster}_{key}": value for key, value in self.options.items()}
         shared, numbers = self.shared(), range(initial_job_idx, initial_job_idx + len(job_overrides))
-        jobs = executor.map_array(_Job(shared), [list(each) for each in job_overrides], numbers)
+        try:
+            executor = submitit.AutoExecutor(self.folder, self.cluster, **timeouts)
+            executor.update_parameters(**options)
+            jobs = executor.map_array(_Job(shared), [list(each) for each in job_overrides], numbers)
+        except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+            raise UserError(f"{self.cluster} does not take the jobs: {first_line(error)}") from error
+        self.expect(job_overrides)
         return [_result(job) for job in jobs]
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from src.metrics.fits import Fit, fit_reward
 from src.metrics.intervals import t_quantile
-from src.report.runs import Run, differences, flat
+from src.report.runs import Run, differences
 
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
@@ -144,13 +144,17 @@ def fit_of(run: Run) -> Fit | None:
 
 
 def treatments(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but their seed, by the trained reward and whatever else sets them apart."""
+    """Runs that differ in nothing but their seed, by the trained reward and whatever else sets them apart.
+
+    Where some of the runs are finished, those that are not are left out.
+    """
+    runs = [run for run in runs if run.finished] or runs
     trained = [run for run in runs if not run.is_best_of_n]
     keys = [key for key in differences(trained) if key != "seed"]
     groups: dict[str, list[Run]] = {}
     for run in trained:
-        groups.setdefault(json.dumps([flat(run.config).get(key) for key in keys]), []).append(run)
-    names = _names([flat(part[0].config) for part in groups.values()], keys)
+        groups.setdefault(json.dumps([run.value(key) for key in keys]), []).append(run)
+    names = _names([{key: part[0].value(key) for key in [*keys, "train_reward"]} for part in groups.values()], keys)
     found = dict(zip(names, groups.values(), strict=True))
     for run in (run for run in runs if run.is_best_of_n):
         found.setdefault(f"best of n by {run.trained}", []).append(run)

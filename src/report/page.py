@@ -71,7 +71,8 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
         _section(
             "Cross-reward matrix",
             [figures.cross_reward_matrix(runs)],
-            "Gain at the end, base sd, and its 95% interval: over prompts, or of several runs a t interval over them.",
+            "Gain at the end, base sd, and its 95% interval: over prompts, or of several runs a t interval over them. "
+            "Where some are finished, those that are not are left out.",
         ),
         _section("What the pictures do", figures.small_multiples(runs, figures.LOOKS, "evaluation"), ""),
         _section("Health of the optimisation", figures.small_multiples(runs, figures.HEALTH, "iteration"), ""),
@@ -181,4 +182,4 @@ def _difference_table(runs: list[Run]) -> dict[str, Any] | None:
     if len(runs) < 2:
         return None
     keys = differences(runs)
-    return {"keys": keys, "rows": [[run.label, *(flat(run.config).get(key) for key in keys)] for run in runs]}
+    return {"keys": keys, "rows": [[run.label, *(run.value(key) for key in keys)] for run in runs]}

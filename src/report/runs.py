@@ -1,13 +1,16 @@
 """What finished and unfinished runs left in their folders, ready to be drawn."""
 
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from src.config import default_of, default_values
 from src.errors import UserError
 
 Row = dict[str, Any]
@@ -43,6 +46,20 @@ class Run:
         found = json.loads(file.read_text()) if file.exists() else {}
         commits = dict.fromkeys(each for each in (*found.get("earlier_commits", []), found.get("commit")) if each)
         return " ".join(each[:9] + ("+changes" if each.endswith("+changes") else "") for each in commits)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last evaluation has been made, be it that the watch stopped it before the last iteration."""
+        whole = bool(self.iterations) and self.evaluations[-1]["iteration"] >= self.config["iterations"]
+        return whole or (self.folder / "summary.json").exists()
+
+    def value(self, key: str) -> Any:
+        """Of the configuration, by a key joined by dots; of an option that is younger than the run, its default."""
+        return self._flat[key] if key in self._flat else _younger(self.config, key)
+
+    @cached_property
+    def _flat(self) -> dict[str, Any]:
+        return flat(self.config)
 
     @property
     def trained(self) -> str:
@@ -111,7 +128,7 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
         raise UserError("none of these runs has been evaluated yet; the base model's evaluation comes first.")
     differing = differences(runs)
     for run in runs:
-        parts = [f"{key.split('.')[-1]}={flat(run.config).get(key)}" for key in differing[:4]]
+        parts = [f"{key.split('.')[-1]}={run.value(key)}" for key in differing[:4]]
         run.label = ", ".join(parts) or run.folder.name
     return runs
 
@@ -133,6 +150,19 @@ def read_run(folder: Path) -> Run | None:
     return Run(folder, config, by_kind["iteration"], by_kind["evaluation"], by_kind["watch"])
 
 
+def _younger(config: dict[str, Any], key: str) -> Any:
+    try:
+        default = _defaults().get(key, default_of(config, key))
+    except ImportError:  # what was built then is gone
+        return None
+    return None if default is inspect.Parameter.empty else default
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return default_values()
+
+
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots."""
     found: dict[str, Any] = {}
@@ -148,7 +178,7 @@ def differences(runs: list[Run]) -> list[str]:
     """Keys that are not the same in all runs."""
     configs = [flat({k: v for k, v in run.config.items() if k not in IGNORED}) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+    return [key for key in keys if len({json.dumps(run.value(key)) for run in runs}) > 1]
 
 
 def headline(run: Run, judge: str = "gold") -> str:

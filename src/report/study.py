@@ -144,7 +144,7 @@ def table(
     rows = []
     for run in runs:
         config = flat(run.config)
-        if not finished(run):
+        if not run.finished:
             raise UserError(f"{run.folder} is not finished; run the study's command again, which goes on with it.")
         rows.append({"arm": arm(config), "seed": config["seed"], "commit": run.commit, **row_of(run, levels)})
     found = pd.DataFrame(rows).sort_values(["arm", "seed"], kind="stable").reset_index(drop=True)
@@ -158,25 +158,18 @@ def table(
 def _require_one_setting(runs: list[Run], varied: Sequence[str]) -> None:
     stray = [key for key in differences(runs) if not key.startswith(tuple(varied))]
     if stray:
-        values = {str(flat(run.config).get(stray[0])): run.folder for run in runs}
+        values = {str(run.value(stray[0])): run.folder for run in runs}
         told = ", ".join(f"{value} in {folder}" for value, folder in list(values.items())[:2])
         raise UserError(f"these runs are not of one study: {stray[0]} is {told}; remove those of another setting.")
-
-
-def finished(run: Run) -> bool:
-    """Whether its last evaluation has been made, be it that the watch stopped it before its iterations were done."""
-    if not run.iterations:
-        return False
-    return run.evaluations[-1]["iteration"] >= run.config["iterations"] or (run.folder / "summary.json").exists()
 
 
 def only_finished(runs: Iterable[Run]) -> list[Run]:
     """Tells which runs are left out. Raises UserError where none is finished."""
     runs = list(runs)
     for run in runs:
-        if not finished(run):
+        if not run.finished:
             print(f"left out, for it is not finished: {run.folder}")
-    done = [run for run in runs if finished(run)]
+    done = [run for run in runs if run.finished]
     if not done:
         raise UserError("none of these runs is finished; run the study's command again, which goes on with them.")
     return done
@@ -245,10 +238,14 @@ def combined(found: pd.DataFrame, columns: list[str], named: dict[str, dict[str,
 
 
 def slopes(found: pd.DataFrame, columns: list[str], on: str) -> pd.DataFrame:
-    """By how much a column moves with another over the arms: a least-squares slope for each seed, then as `compare`."""
+    """By how much a column moves with another over the arms: a least-squares slope for each seed, then as `compare`.
+
+    Runs that lack either are left out, such as those that never reached the level that an outcome is read at.
+    """
     rows = []
     for column in columns:
-        each = [np.polyfit(part[on], part[column], 1)[0] for _, part in found.groupby("seed") if part[on].nunique() > 1]
+        known = [part for _, part in found[["seed", on, column]].dropna().groupby("seed") if part[on].nunique() > 1]
+        each = [np.polyfit(part[on], part[column], 1)[0] for part in known]
         rows.append({"outcome": column, "per": on, "pairs": len(each), **paired(pd.Series(each, dtype=float))})
     return judged(pd.DataFrame(rows), None)
 

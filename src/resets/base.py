@@ -73,14 +73,14 @@ class Reset:
 
     def due(self, iteration: int, metrics: Metrics) -> bool:
         """Whether a reset follows this iteration (counted from 1). Raises UserError where its trigger is no metric."""
+        if self.trigger is not None and self.trigger not in metrics:  # in the first iteration, before much is lost
+            raise UserError(
+                f"reset.trigger={self.trigger} is not logged by this run; choose from {', '.join(metrics)}."
+            )
         if iteration % self.every:
             return False
         if self.trigger is None:
             return True
-        if self.trigger not in metrics:
-            raise UserError(
-                f"reset.trigger={self.trigger} is not logged by this run; choose from {', '.join(metrics)}."
-            )
         value = metrics[self.trigger]
         return value > self.level if self.side == "above" else value < self.level
 

@@ -8,6 +8,10 @@ from src.resets.ops import Mask, Scores, reinit_all
 
 
 class FullReset(Reset):
+    """Nothing is left of the critic or of its optimizer, whatever the options say of who, of outgoing weights and of
+    Adam's step counter.
+    """
+
     takes_all = True
 
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
