@@ -196,15 +196,21 @@ def test_a_job_that_never_begins_has_failed(tmp_path, sweep, pretended, monkeypa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0 would run nothing"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 would run nothing"),
         (["hydra/launcher=submitit_slurm"], 'slurm does not take the jobs: Could not detect "srun"'),
-        (["hydra/sweeper=optuna", "hydra.sweeper.direction=up"], "direction=up must be maximize or minimize"),
-        (["hydra/sweeper=optuna", "objective=eval/gold/gain", "reset.ratio=interval(1.0,0.1)"], "interval(1.0,0.1): "),
+        (
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=up"],
+            "hydra.sweeper.direction=up must be maximize or minimize",
+        ),
+        (
+            ["hydra/sweeper=optuna", "objective=eval/gold/gain", "reset.ratio=interval(1.0,0.1)"],
+            "reset.ratio=interval(1.0,0.1): ",
+        ),
     ],
 )
 def test_bad_input_of_a_launcher_or_a_search(options, message, sweep, pretended):
     code, told = sweep(*TINY, *options)
-    assert code == 2 and not pretended and f"error: {message}" in told.replace("reset.ratio=", "")
+    assert code == 2 and not pretended and told.startswith(f"error: {message}")
     assert "Traceback" not in told and "never began" not in told
 
 
