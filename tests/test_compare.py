@@ -1,0 +1,63 @@
+"""The arms of a sweep held against each other by one command, on runs that a study keeps."""
+
+import re
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+
+from src.report import compare
+from src.report.kept import restore
+from tests.conftest import ROOT
+
+KEPT = ROOT / "experiments/reset_ablation/runs"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for reset in ("none", "full"):
+        for seed in (0, 1):
+            shutil.copy(
+                KEPT / f"reset.outgoing=redraw,reset={reset},seed={seed},study=critic.tar.xz", tmp_path / "kept"
+            )
+    restore(tmp_path / "kept", tmp_path / "sweep")
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def command(sweep, monkeypatch, capsys):
+    def call(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["compare", str(sweep), *options])
+        compare.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_every_arm_against_one_seed_by_seed(sweep, command):
+    assert "--against ARM: aesthetic, FullReset; aesthetic, NoReset" in command()
+    assert "against" not in (sweep / "tables.md").read_text()
+    command("--against", "aesthetic, NoReset", "--at", "2")
+    found = pd.read_csv(sweep / "results.csv").pivot(index="seed", columns="arm", values="gold_at_2")
+    by_hand = (found["aesthetic, FullReset"] - found["aesthetic, NoReset"]).mean()
+    row = re.search(r"gold_at_2 \| aesthetic, FullReset \| aesthetic, NoReset \| 2 \| (\S+)", tables(sweep))
+    assert row and float(row[1]) == pytest.approx(by_hand, rel=0.01)
+    assert "The critic, against aesthetic, NoReset" in tables(sweep) and (sweep / "curves.png").stat().st_size > 10_000
+
+
+def tables(sweep) -> str:
+    return (sweep / "tables.md").read_text()
+
+
+def test_what_cannot_be_compared_is_told_in_a_sentence(sweep, command, capsys):
+    for options, message in (
+        (["--against", "nobody"], "--against=nobody is none of the arms: aesthetic, FullReset; aesthetic, NoReset."),
+        ([], "the finished runs differ in their seed only"),
+    ):
+        with pytest.raises(SystemExit) as exited:
+            command(*options)
+        assert exited.value.code == 2 and message in capsys.readouterr().err
+        for folder in sweep.glob("*reset=full*"):
+            shutil.rmtree(folder)
