@@ -24,7 +24,7 @@ from src.ranks import Ranks
 from src.resets.base import Reset
 from src.resets.phase import ResetPhase
 from src.rewards.base import RewardModel
-from src.seeding import seed_of
+from src.seeding import DROPOUT_STREAM, seed_of
 from src.types import Credit, Metrics, Rollout
 
 PHASES = ("sampling", "rewards", "critic_features", "update", "reset")
@@ -93,7 +93,7 @@ class RewardFinetuner(LightningModule):
     def training_step(self, batch: list[str], batch_idx: int) -> None:
         """The whole of iteration `self.iteration + 1`, on one prompt a sample; a rank takes its part of them."""
         # dropout, and whatever else draws from the global state
-        torch.manual_seed(seed_of(self.seed, self.iteration, self.global_rank))
+        torch.manual_seed(seed_of(self.seed, self.iteration, self.global_rank, DROPOUT_STREAM))
         with self._timed("sampling"):
             rollout = self.sample(batch)
         with self._timed("rewards"):

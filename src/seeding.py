@@ -10,6 +10,7 @@ PROMPT_STREAM = 1 << 22
 CRITIC_STREAM = 1 << 23
 POOL_STREAM = 1 << 24  # best-of-n's
 PROBE_STREAM = 1 << 25
+DROPOUT_STREAM = 1 << 26  # a rank's
 
 
 def seed_of(*keys: int) -> int:

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import traceback
@@ -45,31 +46,34 @@ NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "optuna": ("optuna", "sweeps"),
     "ray": ("ray", "ray"),
 }
+GOES_ON = "; the same command goes on with it."
 MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of W&B
 STARTED = {LOCK, "versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
 # our presets have the names of the plugins' own options, and Hydra would rather that they had not
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
-_begun: dict[str, Any] = {}  # the sweep of this process, if it started one: its folder, and its jobs' names so far
+_begun: dict[str, Any] = {}  # the sweep of this process, if it started one: its folder, jobs, and token
 
 
 class Sweep(Callback):
     """Hydra's hook into a multirun; tells all its jobs, wherever they run, what they have in common.
 
     Args:
+        token: of one call of the command; what a job writes down of itself tells which call it was of.
         swept: the keys that differ between the jobs.
     """
 
-    def __init__(self, swept: list[str]):
-        self.swept = swept
+    def __init__(self, token: str, swept: list[str]):
+        self.token, self.swept = token, swept
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_installed(config.hydra.runtime.choices)
-        folder = str(config.hydra.sweep.dir)
-        _begun.update(folder=folder, jobs=[])
+        folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
+        _begun.update(folder=folder, jobs=[], token=token)
         quoted = folder.replace("'", r"\'")
         with read_write(config), open_dict(config):  # jobs are composed anew, from these and from their own overrides
             config.hydra.overrides.hydra += [
                 f"hydra.sweep.dir='{quoted}'",
+                f"hydra.callbacks.sweep.token='{token}'",
                 f"hydra.callbacks.sweep.swept={swept_keys(config)}",
             ]
 
@@ -151,10 +155,8 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
     name = job_name(overrides, list(hydra.callbacks.sweep.swept))
     folder, status = root / name, root / "jobs" / f"{name}.json"
-    told: dict[str, Any] = {"job": name, "swept": swept_values()}
+    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
     status.parent.mkdir(parents=True, exist_ok=True)
-    if _begun:  # the job runs in the process that started the sweep
-        _begun["jobs"].append(name)
     try:
         _refuse_several_processes(composed)
         with _alone(root / "jobs" / f"{name}.lock"):
@@ -289,14 +291,16 @@ def summed_up() -> Iterator[None]:
         yield
     finally:
         if _begun:
-            failed = _sum_up(Path(_begun["folder"]), _begun["jobs"])
+            failed = _sum_up(Path(_begun["folder"]), _begun["token"], _begun["jobs"])
     if failed:
         sys.exit(1)
 
 
-def _sum_up(root: Path, names: list[str]) -> bool:
-    """Prints how these jobs went and writes the report of all in the folder; returns whether any failed."""
-    jobs = [_status(root, name) for name in sorted(set(names))]
+def _sum_up(root: Path, token: str, expected: list[str]) -> bool:
+    """Prints how the jobs of this call went and writes the report of all in the folder; returns whether any failed."""
+    found = [json.loads(path.read_text()) for path in (root / "jobs").glob("*.json")]
+    told = {job["job"]: job for job in found if job["token"] == token}
+    jobs = [told.get(name) or _untold(root, name) for name in sorted({*told, *expected})]
     if not jobs:
         return False
     gains = {job["job"]: _gains(root / job["job"]) for job in jobs}
@@ -311,8 +315,7 @@ def _sum_up(root: Path, names: list[str]) -> bool:
     show(table, width=160)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
     for job in failed:
-        sentence = job.get("sentence", f"it {job['state']}; the same command goes on with it.")
-        print(f"failed: {job['job']}: {sentence}")
+        print(f"failed: {job['job']}: {job.get('sentence', f'it never ended{GOES_ON}')}")
     print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs are finished; the same command runs what is missing.")
     with contextlib.suppress(UserError):  # where no run has been evaluated yet
         from src.report.page import write_report  # plotly; not needed by the jobs of other processes
@@ -321,13 +324,10 @@ def _sum_up(root: Path, names: list[str]) -> bool:
     return bool(failed)
 
 
-def _status(root: Path, name: str) -> dict[str, Any]:
-    """How a job went last, whichever call of the command ran it."""
-    path = root / "jobs" / f"{name}.json"
-    if not path.exists():
-        return {"job": name, "swept": [], "state": "never began"}
-    status = json.loads(path.read_text())
-    return status | {"state": "never ended"} if status["state"] == "running" else status
+def _untold(root: Path, name: str) -> dict[str, Any]:
+    """A job that told this call nothing: another call of the command is at it, or its process died too early."""
+    state = "done" if (root / name / "summary.json").exists() else "failed"
+    return {"job": name, "swept": [], "state": state, "sentence": f"it never began{GOES_ON}"}
 
 
 def _gains(folder: Path) -> dict[str, float]:

@@ -47,6 +47,15 @@ def test_every_arm_against_one_seed_by_seed(sweep, command):
     assert "The critic, against aesthetic, NoReset" in tables(sweep) and (sweep / "curves.png").stat().st_size > 10_000
 
 
+def test_runs_on_different_rewards_are_not_compared(sweep, command, capsys):
+    for folder in sweep.glob("*reset=full*"):
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("train_reward: aesthetic", "train_reward: hps"))
+    with pytest.raises(SystemExit):
+        command()
+    assert "these runs train on aesthetic, hps; compare those of one reward" in capsys.readouterr().err
+
+
 def tables(sweep) -> str:
     return (sweep / "tables.md").read_text()
 

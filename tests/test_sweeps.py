@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -185,18 +186,22 @@ def test_a_job_whose_process_dies_is_told_as_nan(capsys):
 
 
 def test_a_job_that_never_begins_has_failed(tmp_path, sweep, pretended, monkeypatch):
-    """Its process dies before it has done anything, as of a cancelled job of Slurm."""
-    sweep(*TINY, "seed=1")
+    """Its process dies before it has done anything, as of a cancelled job of Slurm; whatever it did the last time."""
+    sweep(*TINY, "seed=1,3")
+    shutil.rmtree(tmp_path / "sweep/debug=tiny,seed=3")
     monkeypatch.setattr(joblib_launcher, "apart", lambda *_: died(MemoryError()))
-    code, told = sweep(*TINY, "seed=1,2", "hydra/launcher=joblib")
-    assert code == 1 and "failed: debug=tiny,seed=2: it never began; the same command goes on with it." in told
-    assert "1 of 2 jobs are finished" in told
+    code, told = sweep(*TINY, "seed=1,2,3", "hydra/launcher=joblib")
+    assert code == 1 and "1 of 3 jobs are finished" in told
+    for seed in (2, 3):
+        assert f"failed: debug=tiny,seed={seed}: it never began; the same command goes on with it." in told
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 would run nothing"),
+        (["hydra/launcher=submitit_local", "+hydra.launcher.memgb=3"], "local does not take the jobs: "),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_trials=20 and n_jobs=0 must be"),
         (["hydra/launcher=submitit_slurm"], 'slurm does not take the jobs: Could not detect "srun"'),
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.direction=up"],
@@ -208,7 +213,8 @@ def test_a_job_that_never_begins_has_failed(tmp_path, sweep, pretended, monkeypa
         ),
     ],
 )
-def test_bad_input_of_a_launcher_or_a_search(options, message, sweep, pretended):
+def test_bad_input_of_a_launcher_or_a_search(options, message, sweep, pretended, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)  # or a login node would submit the jobs
     code, told = sweep(*TINY, *options)
     assert code == 2 and not pretended and told.startswith(f"error: {message}")
     assert "Traceback" not in told and "never began" not in told

@@ -24,8 +24,8 @@ class JoblibLauncher(JobLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from joblib import Parallel, delayed
 
-        self.expect(job_overrides)
         shared = self.shared()
+        self.expect(job_overrides)
         jobs = (delayed(apart)(run, list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides))
         return Parallel(self.n_jobs, prefer="threads", batch_size=1, pre_dispatch="n_jobs")(jobs)
 

@@ -32,6 +32,8 @@ class OptunaSweeper(Sweeper):
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
         if direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={direction} must be maximize or minimize.")
+        if min(n_trials, n_jobs) < 1:
+            raise UserError(f"hydra.sweeper.n_trials={n_trials} and n_jobs={n_jobs} must be at least 1.")
         self.params: Any = OmegaConf.to_container(params, resolve=True) if params is not None else {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -36,12 +36,15 @@ class RayLauncher(JobLauncher):
         if not ray.is_initialized():
             try:
                 ray.init(**local | self.init)
-            except (ConnectionError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"hydra.launcher.init: no Ray there or none like that: {first_line(error)}") from error
-        self.expect(job_overrides)
-        task = ray.remote(**self.remote)(run)
+        try:
+            task = ray.remote(**self.remote)(run)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"hydra.launcher.remote: {first_line(error)}") from error
         shared = [ray.put(part) for part in self.shared()]
         jobs = [task.remote(list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides)]
+        self.expect(job_overrides)
         return [_result(job) for job in jobs]
 
 

@@ -37,7 +37,7 @@ class SlurmLauncher(JobLauncher):
             executor = submitit.AutoExecutor(self.folder, self.cluster, **timeouts)
             executor.update_parameters(**options)
             jobs = executor.map_array(_Job(shared), [list(each) for each in job_overrides], numbers)
-        except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+        except (RuntimeError, NameError) as error:  # of the cluster; of an option
             raise UserError(f"{self.cluster} does not take the jobs: {first_line(error)}") from error
         self.expect(job_overrides)
         return [_result(job) for job in jobs]

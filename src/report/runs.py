@@ -54,7 +54,7 @@ class Run:
         return whole or (self.folder / "summary.json").exists()
 
     def value(self, key: str) -> Any:
-        """Of the configuration, by a key joined by dots; of an option that is younger than the run, its default."""
+        """Of a key joined by dots; of a component's option or a top-level key younger than the run, its default."""
         return self._flat[key] if key in self._flat else _younger(self.config, key)
 
     @cached_property
@@ -178,7 +178,7 @@ def differences(runs: list[Run]) -> list[str]:
     """Keys that are not the same in all runs."""
     configs = [flat({k: v for k, v in run.config.items() if k not in IGNORED}) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({json.dumps(run.value(key)) for run in runs}) > 1]
+    return [key for key in keys if len({json.dumps(run.value(key), default=str) for run in runs}) > 1]
 
 
 def headline(run: Run, judge: str = "gold") -> str:

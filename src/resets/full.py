@@ -8,8 +8,8 @@ from src.resets.ops import Mask, Scores, reinit_all
 
 
 class FullReset(Reset):
-    """Nothing is left of the critic or of its optimizer, whatever the options say of who, of outgoing weights and of
-    Adam's step counter.
+    """Of the critic and its optimizer nothing is left, whatever threshold, outgoing and step_counter say; of a LoRA
+    (`where`) all ranks are reset, by those options.
     """
 
     takes_all = True
