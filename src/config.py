@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import UserError
+from src.errors import UserError, first_line
 from src.metrics.glossary import GLOSSARY, PARTS
 
 POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any component, counted from 1
@@ -167,7 +167,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
                 f"+experiment=best_of_n_hps suite={cfg.suite.name} pool=8, and give each member's mean and base_sd at "
                 "n = 1 as '+suite.base_moments.hps={mean: ..., std: ...}' and so on."
             ) from error
-        raise UserError(_first_line(error)) from error
+        raise UserError(first_line(error)) from error
     known = [f.name for f in fields(Config)]
     for key in resolved:
         if key not in known:
@@ -180,10 +180,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 def _suggestion(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _check_numbers(cfg: dict[str, Any]) -> None:
@@ -259,7 +255,7 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({_first_line(error)}).") from error
+        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({first_line(error)}).") from error
     parameters = inspect.signature(target).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return

@@ -41,6 +41,11 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
     return " ".join(lines[:2]) or type(told).__name__, 1 if isinstance(told, TrainingError) else 2
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def told_in_one_sentence() -> Iterator[None]:
     """Turns the errors a user can mend into one sentence and an exit code."""

@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from src.errors import first_line
 from src.sweeps import expect
 
 
@@ -61,7 +62,3 @@ def died(error: BaseException) -> JobReturn:
     """What a job returns whose process has died: nan."""
     print(f"a job's process ended: {first_line(error)}", flush=True)
     return JobReturn(status=JobStatus.COMPLETED, _return_value=float("nan"))
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

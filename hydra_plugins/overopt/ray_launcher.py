@@ -7,8 +7,8 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, first_line, run
-from src.errors import UserError
+from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from src.errors import UserError, first_line
 
 OBJECT_STORE_BYTES = 100 * 1024**2  # jobs exchange next to nothing; Ray would take a third of the memory
 

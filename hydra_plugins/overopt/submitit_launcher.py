@@ -5,8 +5,8 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, first_line, run
-from src.errors import UserError
+from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from src.errors import UserError, first_line
 
 ANYWHERE = {  # options that submitit has for any cluster
     "name", "timeout_min", "mem_gb", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "stderr_to_stdout",

@@ -152,7 +152,7 @@ def read_run(folder: Path) -> Run | None:
 
 def _younger(config: dict[str, Any], key: str) -> Any:
     try:
-        default = _defaults().get(key, default_of(config, key))
+        default = _defaults()[key] if key in _defaults() else default_of(config, key)
     except ImportError:  # what was built then is gone
         return None
     return None if default is inspect.Parameter.empty else default
