@@ -22,7 +22,7 @@ from src.report.study import (
     validity,
     write_tables,
 )
-from src.report.study_plots import draw_curves, draw_intervals, proxy_and_gold
+from src.report.study_plots import draw_curves, draw_differences, proxy_and_gold
 
 HERE = Path(__file__).parent
 VARIED = ("reset.",)
@@ -32,6 +32,8 @@ AT_THE_END = ["proxy_end", "gold_end", "held_out_gold_end", "cross_end", "top1_e
 CRITIC = ["explained_variance", "dormant", "recovery"]  # what resets do to the critic
 COLUMNS = [*AT_THE_END, "gold_at_1", "gold_at_1.5", *AT_EQUAL_REWARD, *CRITIC]
 COLUMNS += ["dormant_first", "reset_share", "reset_dip", "recovered"]
+CRITIC_PANEL = "what the critic explains of the return:\nits explained variance, less that without resets"
+GOLD_PANEL = "gold where the trained reward has gained 2,\nless that without resets [base sd]"
 MARGIN = 0.2  # base sd; what the predictions call no difference
 DRAWN = ("none", "full", "active 1.0", "dormant 1.0", "random 1.0")
 SLOPES = ["explained_variance", "gold_at_2", "gold_end", "proxy_end"]
@@ -69,6 +71,7 @@ def main() -> None:
     others = [pair for pair in others if set(pair) <= set(arms)]
     from_none = against(found, "none")
     at_equal_reward = compare(found, AT_EQUAL_REWARD, from_none, MARGIN)
+    critic = compare(found, CRITIC, from_none)
     tables = {
         "Means over seeds": means(found, COLUMNS),
         "The paper's claims": the_claims(found),
@@ -76,16 +79,19 @@ def main() -> None:
         "At equal trained reward, arm against arm": compare(found, AT_EQUAL_REWARD, others, MARGIN),
         "At the end, against none": compare(found, AT_THE_END, from_none, MARGIN),
         "At the end, arm against arm": compare(found, AT_THE_END, others, MARGIN),
-        "The critic, against none": compare(found, CRITIC, from_none),
+        "The critic, against none": critic,
         "The critic, arm against arm": compare(found, CRITIC, others),
         "By the share that is reset": slopes(found.fillna({"reset_share": 0.0}), SLOPES, "reset_share"),
         "Validity": validity(found, "none", "explained_variance", above=0.05),
     }
     write_tables(HERE, found, tables)
     draw_curves({name: arms[name] for name in DRAWN if name in arms}, proxy_and_gold("aesthetic"), HERE / "curves.png")
-    gold = at_equal_reward[at_equal_reward.outcome == "gold_at_2"]
-    label = "gold where the trained reward has gained 2, difference from no reset [base sd]"
-    draw_intervals(gold.arm, gold.difference, (gold.high - gold.low) / 2, label, HERE / "gold_at_proxy.png")
+    if from_none:
+        panels = {
+            CRITIC_PANEL: critic[critic.outcome == "explained_variance"],
+            GOLD_PANEL: at_equal_reward[at_equal_reward.outcome == "gold_at_2"],
+        }
+        draw_differences(panels, HERE / "differences.png")
 
 
 if __name__ == "__main__":

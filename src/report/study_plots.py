@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 from src.report.figures import COLOURS
 from src.report.runs import Run
@@ -68,14 +69,19 @@ def draw_shares(arms: dict[str, Sequence[Run]], key: str, label: str, target: Pa
     plt.close(figure)
 
 
-def draw_intervals(names: Sequence[str], values: Sequence[float], halves: Sequence[float], label: str, target: Path):
-    """Means with the half-widths of their intervals, one row an arm."""
-    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(names)), layout="constrained")
-    at = np.arange(len(names))[::-1]
-    axis.errorbar(values, at, xerr=halves, fmt="o", color=COLOURS[0], ecolor="#7A7A7A", capsize=3)
-    axis.set_yticks(at, names)
-    axis.axvline(0, color="#999999", linewidth=0.6)
-    axis.set(xlabel=label)
-    axis.spines[["top", "right"]].set_visible(False)
+def draw_differences(panels: dict[str, pd.DataFrame], target: Path) -> None:
+    """A panel for each title, of rows of one outcome as `compare` makes them: differences with their intervals, a line
+    an arm. All panels need the same arms.
+    """
+    arms = next(iter(panels.values())).arm
+    size = (1.2 + 3.9 * len(panels), 1.1 + 0.3 * len(arms))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
+        halves = (rows.high - rows.low) / 2
+        axis.errorbar(rows.difference, rows.arm, xerr=halves, fmt="o", color=COLOURS[0], ecolor="#7A7A7A", capsize=3)
+        axis.axvline(0, color="#999999", linewidth=0.6)
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[0].invert_yaxis()
     figure.savefig(target, dpi=110)
     plt.close(figure)
