@@ -11,10 +11,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "src/mini/weights/base")
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
-LONGER = [*TINY, "iterations=6", "checkpoint_every=2", "evaluation.every=3", "reset.every=2"]
+LONGER = [
+    *TINY,
+    "iterations=6",
+    "checkpoint_every=2",
+    "evaluation.every=3",
+    "evaluation.max_prompts=4",
+    "reset.every=2",
+]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
@@ -58,7 +67,7 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
 def finished(tmp_path_factory) -> Path:
     """An uninterrupted run of six iterations, with resets and evaluations on the way."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    done = run_command(*LONGER, f"run_dir={folder}")
+    done = run_forked(*LONGER, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "trajectory-steps trained per second" in done.stdout
     return folder

@@ -9,7 +9,8 @@ import torch
 from src.best_of_n import curve
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
-from tests.conftest import rows_of, run_command
+from tests.conftest import rows_of
+from tests.forked import run_forked
 from tests.test_resume import kill_at
 
 
@@ -68,7 +69,7 @@ OPTIONS = ["+experiment=best_of_n_hps", "+debug=tiny", "logger.mode=offline"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("control") / "run"
-    done = run_command(*OPTIONS, f"run_dir={folder}")
+    done = run_forked(*OPTIONS, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -79,12 +80,12 @@ def test_killed_it_goes_on_with_its_pool(folder, tmp_path):
     kill_at(killed, "pool/000002.npz", [*OPTIONS, f"run_dir={killed}"])
     first = dict(np.load(killed / "pool/000000.npz"))
     np.savez(killed / "pool/000000.npz", **first | {"scores/aesthetic": first["scores/aesthetic"] + 1})
-    assert run_command(f"resume={killed}").returncode == 0
+    assert run_forked(f"resume={killed}").returncode == 0
     ours, theirs = (dict(np.load(run / "scores.npz")) for run in (killed, folder))
     theirs["aesthetic"][0] += 1
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in theirs)
     assert len(rows_of(killed)) == len(rows_of(folder)) and not (killed / "pool").exists()
-    assert "it is finished" in run_command(f"resume={killed}").stderr
+    assert "it is finished" in run_forked(f"resume={killed}").stderr
 
 
 def test_the_command_writes_curve_pictures_and_report(folder):

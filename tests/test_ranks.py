@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from src.ranks import Ranks
 from tests.conftest import TINY, rows_of, run_command
+from tests.forked import run_forked
 
 # features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but
 # rounding errors, unless they are small beside its epsilon (half of the policy's gradients are above 1e-5)
@@ -59,12 +60,12 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ranks")
     one, two = folder / "one", folder / "two"
     counted = "+callbacks.count._target_=tests.test_ranks.AllReduces"
-    for command in (
-        [*RUN, "iterations=4", f"run_dir={one}"],
-        [*RUN, "iterations=2", f"run_dir={two}", "trainer.devices=2", counted],
-        [f"resume={two}", "iterations=4"],
+    for run, command in (
+        (run_forked, [*RUN, "iterations=4", f"run_dir={one}"]),
+        (run_command, [*RUN, "iterations=2", f"run_dir={two}", "trainer.devices=2", counted]),
+        (run_command, [f"resume={two}", "iterations=4"]),
     ):
-        done = run_command(*command)
+        done = run(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     return one, two
 

@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
-from tests.conftest import ROOT, TINY, rows_of, run_command
+from tests.conftest import ROOT, TINY, rows_of
+from tests.forked import run_forked
 from tests.released import write_rewards, write_stable_diffusion
 
 GOLDEN = ROOT / "tests/golden"
@@ -103,7 +104,7 @@ def test_the_papers_suite_runs_on_released_files(pipeline, tmp_path):
     paths = [
         f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
     ]
-    done = run_command(
+    done = run_forked(
         *TINY,
         "suite=sd14",
         "iterations=1",

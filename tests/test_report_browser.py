@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.forked import run_forked
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -52,7 +51,7 @@ def test_the_report_of_a_real_run(tmp_path, own_hosts):
     folder = tmp_path / "run"
     options = ["+experiment=ddpo_hps", "+debug=tiny", "logger.mode=disabled", f"run_dir={folder}", "iterations=3"]
     options += ["evaluation.every=1"]  # enough points for the fit
-    subprocess.run([sys.executable, "-m", "src.run", *options], cwd=ROOT, check=True, capture_output=True)
+    assert run_forked(*options).returncode == 0
     opened = open_page(folder / "report.html", tmp_path)
     assert opened.console == []
     assert opened.hosts <= own_hosts

@@ -1,9 +1,7 @@
 """What a kill costs a run: nothing. And what evaluating it costs training: nothing either."""
 
 import shutil
-import signal
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import LONGER, ROOT, rows_of, run_command
+from tests.conftest import LONGER, rows_of
+from tests.forked import run_forked, started
 
 
 def same(a: object, b: object) -> bool:
@@ -46,19 +45,15 @@ def timeless(folder: Path) -> list[dict]:
 
 def kill_at(folder: Path, moment: str, overrides: list[str]) -> None:
     """Starts a run and kills it when a file of its folder appears, or when its metrics hold so many rows."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.run", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the run ended before {moment}"
-        if len(_lines(folder)) >= int(moment[4:]) if moment.startswith("row") else (folder / moment).exists():
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with tempfile.TemporaryDirectory() as told:
+        process = started(overrides, Path(told))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.is_alive(), f"ended before {moment}: {Path(told, 'err').read_text()[-2000:]}"
+            if len(_lines(folder)) >= int(moment[4:]) if moment.startswith("row") else (folder / moment).exists():
+                break
+        process.kill()
+        process.join()
 
 
 def _lines(folder: Path) -> list[str]:
@@ -73,7 +68,7 @@ def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     folder = tmp_path / "killed"
     kill_at(folder, moment, [*LONGER, f"run_dir={folder}"])
     assert (folder / "checkpoints/last.ckpt").exists() or not moment.startswith("row")
-    resumed = run_command(f"resume={folder}")
+    resumed = run_forked(f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert timeless(folder) == timeless(finished)
     assert same(final_state(folder), final_state(finished))
@@ -84,9 +79,9 @@ def test_lora_and_the_resets_of_its_ranks_go_on_too(tmp_path):
     """The random resets of the last iterations draw anew, and their overlap is with masks of before the kill."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     options = [*LONGER, "policy=lora", "reset=random", "reset.where=both", "reset.ratio=0.5"]
-    assert run_command(*options, f"run_dir={whole}").returncode == 0
+    assert run_forked(*options, f"run_dir={whole}").returncode == 0
     kill_at(killed, "row 6", [*options, f"run_dir={killed}"])
-    assert run_command(f"resume={killed}").returncode == 0
+    assert run_forked(f"resume={killed}").returncode == 0
     assert timeless(killed) == timeless(whole) and same(final_state(killed), final_state(whole))
     assert any(row.get("reset/lora_overlap") for row in rows_of(whole))
 
@@ -97,7 +92,7 @@ def test_a_finished_run_can_be_extended(finished, tmp_path):
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     del stored["pool"]  # as if it had been started before there was such a key
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
-    done = run_command(f"resume={folder}", "iterations=7")
+    done = run_forked(f"resume={folder}", "iterations=7")
     assert done.returncode == 0, done.stderr[-2000:]
     assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1, 2, 3, 4, 5, 6, 7]
     kill_at(folder, f"row {len(rows_of(folder)) + 1}", [f"resume={folder}", "iterations=99"])
@@ -107,19 +102,19 @@ def test_a_finished_run_can_be_extended(finished, tmp_path):
 def test_a_run_that_the_watch_stopped_stays_stopped(tmp_path):
     folder = tmp_path / "run"
     stop = ["callbacks.watch.action=stop", "callbacks.watch.margin=0", "evaluation.every=1", "optimizer.lr=1e-2"]
-    done = run_command(*LONGER, *stop, f"run_dir={folder}")
+    done = run_forked(*LONGER, *stop, f"run_dir={folder}")
     assert done.returncode == 0 and "watch: alarm after" in done.stdout, done.stdout + done.stderr[-2000:]
     iterations = len(rows_of(folder, "iteration"))
     assert iterations < 6 and torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["progress"]["stopped"]
     (folder / "summary.json").unlink()  # as if it had been killed before it had summed up
-    assert run_command(f"resume={folder}").returncode == 0
+    assert run_forked(f"resume={folder}").returncode == 0
     assert len(rows_of(folder, "iteration")) == iterations and (folder / "summary.json").exists()
 
 
 def test_evaluation_does_not_change_training(finished, tmp_path):
     folder = tmp_path / "run"
     changes = ["evaluation.every=100", "evaluation.samples_per_prompt=2", "evaluation.seed=5"]
-    done = run_command(*LONGER, *changes, f"run_dir={folder}")
+    done = run_forked(*LONGER, *changes, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     training = lambda run: [row for row in timeless(run) if row["kind"] == "iteration"]  # noqa: E731
     assert training(folder) == training(finished)

@@ -17,7 +17,8 @@ from src.rewards.base import Comparisons, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.ensemble import EnsembleReward, combined
 from src.rewards.image_text import FreshImageTextReward, ImageTextReward
-from tests.conftest import ROOT, composed, run_command
+from tests.conftest import ROOT, composed
+from tests.forked import run_forked
 
 CLIP = str(ROOT / "src/mini/weights/clip")
 
@@ -156,7 +157,7 @@ def test_missing_folders_are_told(family):
 
 def test_the_command_trains_reports_and_writes_a_reward(tmp_path):
     folders = [f"reward_training.data.folder={tmp_path}/pools", f"run_dir={tmp_path}/run"]
-    done = run_command("+experiment=train_reward_hps", "+debug=tiny", *folders)
+    done = run_forked("+experiment=train_reward_hps", "+debug=tiny", *folders)
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert 0 <= summary["test"]["mixed"]["clear"] <= 1 and summary["test"]["mixed"]["pairs"] > 40
@@ -168,6 +169,6 @@ def test_the_command_trains_reports_and_writes_a_reward(tmp_path):
 
 
 def test_a_judge_cannot_be_trained_on():
-    done = run_command("+experiment=tdpo_r_hps", "train_reward=gold")
+    done = run_forked("+experiment=tdpo_r_hps", "train_reward=gold")
     assert done.returncode == 2
     assert done.stderr.strip() == "error: train_reward=gold is a judge: it evaluates, and no policy trains on it."

@@ -9,6 +9,7 @@ import pytest
 
 from src.metrics.glossary import as_markdown, lookup
 from tests.conftest import ROOT, TINY, rows_of, run_command
+from tests.forked import run_forked
 
 
 def test_the_run_folder_is_complete(finished):
@@ -52,7 +53,7 @@ def test_every_logged_key_is_explained_and_readme_lists_them(finished):
 
 @pytest.mark.parametrize("experiment", ["tdpo_hps", "ddpo_hps"])
 def test_the_other_experiments_run(experiment, tmp_path):
-    done = run_command(f"+experiment={experiment}", *TINY[1:], f"run_dir={tmp_path / 'run'}")
+    done = run_forked(f"+experiment={experiment}", *TINY[1:], f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(rows_of(tmp_path / "run", "iteration")) == 2
 

@@ -27,6 +27,7 @@ from src.config import default_of
 from src.run_folder import write_config, write_json
 from src.sweeps import job_name, threads_of_a_job
 from tests.conftest import TINY, run_command
+from tests.forked import run_forked
 from tests.test_resume import final_state, kill_at, same, timeless
 
 Sweeper = Callable[..., tuple[int, str]]
@@ -106,7 +107,7 @@ def test_killed_broken_and_repeated(tmp_path, four_prompts, sweep):
     assert (killed / "checkpoints/last.ckpt").exists() and not (killed / "summary.json").exists()
     assert states(root) == {f"{key}=-0.1": "failed", f"{key}=0.1": "running"}
 
-    done = run_command(*command, "logger.project=another")
+    done = run_forked(*command, "logger.project=another")
     assert done.returncode == 1, done.stderr[-2000:]
     assert states(root) == {f"{key}=-0.1": "failed", f"{key}=0.1": "resumed", f"{key}=0.2": "done"}
     assert re.search(r"margin=0.1 +│ resumed +│ +[+-]\d", done.stdout)  # with its gain
