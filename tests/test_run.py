@@ -141,6 +141,13 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, finis
     assert (folder / "checkpoints/last.ckpt").read_bytes() == before
 
 
+def test_nothing_is_left_where_it_was_called_from(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, err = run_in_process(["+experiment=tdpo_r_hps", "train_reward=gold"], capfd, monkeypatch)
+    assert code == 2 and "is a judge" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_the_experiments():
     done = run_command("--help")
     assert done.returncode == 0
