@@ -11,9 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tests.forked import run_forked
+from tests.forked import ROOT, run_forked
 
-ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "src/mini/weights/base")
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
 LONGER = [

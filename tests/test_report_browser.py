@@ -51,7 +51,8 @@ def test_the_report_of_a_real_run(tmp_path, own_hosts):
     folder = tmp_path / "run"
     options = ["+experiment=ddpo_hps", "+debug=tiny", "logger.mode=disabled", f"run_dir={folder}", "iterations=3"]
     options += ["evaluation.every=1"]  # enough points for the fit
-    assert run_forked(*options).returncode == 0
+    done = run_forked(*options)
+    assert done.returncode == 0, done.stderr[-2000:]
     opened = open_page(folder / "report.html", tmp_path)
     assert opened.console == []
     assert opened.hosts <= own_hosts
