@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.experiment import build_finetuner
 from src.finetuner import RewardFinetuner
 from src.policy.diffusion import DiffusionPolicy
 from src.rewards.base import RewardModel
+from src.tasks.building import build_finetuner
 
 GIB = 2**30
 

@@ -30,10 +30,11 @@ from benchmarks.counted import GIB, estimated_memory, flops_a_row
 from benchmarks.weights import write_weights
 from src.config import check
 from src.errors import UserError, told_in_one_sentence
-from src.experiment import build, build_finetuner, quieten
 from src.finetuner import RewardFinetuner
 from src.prompts import PromptData
-from src.run_folder import versions, write_json
+from src.runs.folder import versions, write_json
+from src.tasks.building import build, build_finetuner
+from src.tasks.session import quieten
 
 ROOT = Path(__file__).parent.parent
 TINY = ["num_steps=3", "samples_per_iteration=8", "algorithm.samples_per_update=4", "microbatch=2"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from src.run_folder import write_json
+from src.runs.folder import write_json
 from tests.released import (
     IMAGE_REWARD,
     MED_CONFIG,

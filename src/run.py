@@ -1,9 +1,10 @@
 """Runs an experiment: compose -> check -> seed -> build -> fit -> summary.
 
 `python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input.
-Several at once (`-m`, or `+sweeps=NAME`) are the business of src/sweeps.py.
+Several at once (`-m`, or `+sweeps=NAME`) are the business of src/runs/sweeps.py.
 """
 
+import importlib
 import logging
 import os
 import sys
@@ -15,9 +16,9 @@ import hydra
 from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema)
-from src import sweeps
 from src.errors import told_in_one_sentence
-from src.run_folder import stored_task
+from src.runs import sweeps
+from src.runs.folder import stored_task
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -30,18 +31,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig) -> dict:
+    """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
     task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
-    if task == "train_reward":  # torch and its friends; not needed to print help
-        from src.reward_training import run_reward_training
-
-        return run_reward_training(cfg)
-    if task == "best_of_n":
-        from src.best_of_n import run_best_of_n
-
-        return run_best_of_n(cfg)
-    from src.experiment import run_experiment
-
-    return run_experiment(cfg)
+    return importlib.import_module(f"src.tasks.{task}").run(cfg)
 
 
 @contextmanager

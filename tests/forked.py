@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["src.experiment"])
+FORKS.set_forkserver_preload(["src.tasks.finetune"])
 
 
 def started(overrides: list[str], told: Path) -> BaseProcess:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.best_of_n import curve
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
+from src.tasks.best_of_n import curve
 from tests.conftest import rows_of
 from tests.forked import run_forked
 from tests.test_resume import kill_at

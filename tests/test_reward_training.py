@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 
 from src.config import check
 from src.errors import UserError
-from src.experiment import build_finetuner
 from src.rewards.aesthetic import AestheticReward
 from src.rewards.base import Comparisons, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.ensemble import EnsembleReward, combined
 from src.rewards.image_text import FreshImageTextReward, ImageTextReward
+from src.tasks.building import build_finetuner
 from tests.conftest import ROOT, composed
 from tests.forked import run_forked
 

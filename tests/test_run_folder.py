@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from src import run_folder
 from src.errors import UserError
-from src.experiment import session
 from src.report.runs import Run
+from src.runs import folder as run_folder
+from src.tasks.session import session
 
 NEW = {"run_dir": None, "name": "tdpo", "seed": 0, "task": "finetune"}
 

@@ -22,10 +22,10 @@ from submitit.core.utils import UncompletedJobError
 import src.run
 from hydra_plugins.overopt import joblib_launcher, submitit_launcher
 from hydra_plugins.overopt.jobs import died
-from src import sweeps
 from src.config import default_of
-from src.run_folder import write_config, write_json
-from src.sweeps import job_name, threads_of_a_job
+from src.runs import sweeps
+from src.runs.folder import write_config, write_json
+from src.runs.sweeps import job_name, threads_of_a_job
 from tests.conftest import TINY, run_command
 from tests.forked import run_forked
 from tests.test_resume import final_state, kill_at, same, timeless

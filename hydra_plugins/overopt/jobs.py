@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from src.errors import first_line
-from src.sweeps import expect
+from src.runs.sweeps import expect
 
 
 class JobLauncher(Launcher):

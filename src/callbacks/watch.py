@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
 from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
-from src.run_folder import write_json
+from src.runs.folder import write_json
 
 
 class OveroptimizationWatch(Callback):

@@ -12,7 +12,7 @@ import wandb.errors
 from lightning.pytorch.loggers import WandbLogger
 
 from src.errors import UserError
-from src.run_folder import write_text
+from src.runs.folder import write_text
 
 INIT_TIMEOUT = 20  # s that the beginning waits, where W&B's own variable does not say otherwise
 FINISH_TIMEOUT = 120  # s that the end of a run waits for a server; what is left lies in the run folder for `wandb sync`

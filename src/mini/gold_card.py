@@ -17,7 +17,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
-from src.best_of_n import Pool, curve, score_pool
 from src.callbacks.gallery import picture_grid
 from src.metrics.intervals import spread_within
 from src.mini.corruptions import CORRUPTIONS, corrupt
@@ -28,6 +27,7 @@ from src.mini.preferences import TEST_PICTURES, load_pool, pairs_of
 from src.prompts import SIMPLE_ANIMALS
 from src.report.runs import choice_among
 from src.rewards.base import RewardModel
+from src.tasks.best_of_n import Pool, curve, score_pool
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
 from src.report.watching import detect
-from src.run_folder import write_text
+from src.runs.folder import write_text
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
 

@@ -15,7 +15,7 @@ from src.hub import fetch, fetch_file, read_checkpoint
 from src.rewards.base import Images, Precision, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.released import linear_layers
-from src.run_folder import write_json
+from src.runs.folder import write_json
 
 
 class AestheticReward(RewardModel):

@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from src.hub import TOKENIZER, fetch, load_tokenizer
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
-from src.run_folder import write_json
+from src.runs.folder import write_json
 
 
 class CLIPReward(RewardModel):

@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from src.hub import TOKENIZER, fetch
 from src.rewards.base import Images, RewardModel, tower_input
-from src.run_folder import write_json
+from src.runs.folder import write_json
 
 
 class ImageTextReward(RewardModel):

@@ -36,7 +36,7 @@ from rich.table import Table
 from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.report.runs import IGNORED, find_runs, flat
-from src.run_folder import LOCK, write_json, write_text
+from src.runs.folder import LOCK, write_json, write_text
 from src.screen import show
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it

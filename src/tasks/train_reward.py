@@ -19,18 +19,19 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from src.errors import UserError
-from src.experiment import build, new_run, quieten, session
 from src.loggers.jsonl import JsonlLogger
 from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
-from src.run_folder import open_run_dir, versions, write_json
+from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
+from src.tasks.building import build
+from src.tasks.session import new_run, quieten, session
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
 
 
-def run_reward_training(composed: DictConfig) -> dict[str, Any]:
+def run(composed: DictConfig) -> dict[str, Any]:
     """One reward model from composition to report; its weights lie in `reward/` of the run folder."""
     quieten()
     if composed.resume:

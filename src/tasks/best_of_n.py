@@ -23,17 +23,6 @@ from torch import Tensor
 
 from src.callbacks.gallery import picture_grid
 from src.errors import UserError
-from src.experiment import (
-    POOL,
-    build,
-    build_loggers,
-    build_rewards,
-    new_run,
-    quieten,
-    session,
-    stored_run,
-    trainer_of,
-)
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
@@ -41,15 +30,17 @@ from src.policy.diffusion import DiffusionPolicy
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
-from src.run_folder import open_run_dir, versions, write_json
+from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
+from src.tasks.building import build, build_loggers, build_rewards, trainer_of
+from src.tasks.session import POOL, new_run, quieten, session, stored_run
 
 GRID_PROMPTS, GRIDS = 32, ("first", "best")
 Row = dict[str, float | int]
 
 
-def run_best_of_n(composed: DictConfig) -> dict[str, Any]:
+def run(composed: DictConfig) -> dict[str, Any]:
     """The whole control; returns its last row."""
     quieten()
     cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "best_of_n")

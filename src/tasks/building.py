@@ -1,0 +1,118 @@
+"""What a task builds from its configuration: rewards, finetuner, callbacks, loggers, trainer."""
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.progress import RunProgress
+from src.errors import UserError
+from src.finetuner import RewardFinetuner
+from src.loggers.jsonl import JsonlLogger
+from src.rewards.base import RewardModel
+from src.runs.sweeps import group_and_tags, in_sweep
+from src.seeding import CRITIC_STREAM, seed_of
+
+build = functools.partial(instantiate, _convert_="all")  # components get plain lists and dicts
+
+
+def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
+    """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
+    algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
+    lightning.seed_everything(cfg["seed"], verbose=False)
+    policy = build(cfg["policy"])
+    rewards = build_rewards(cfg["suite"]["rewards"])
+    reward = rewards[cfg["train_reward"]]
+    torch.manual_seed(seed_of(cfg["seed"], CRITIC_STREAM))  # whatever has been loaded before
+    critic = build(cfg["critic"], reward=reward, policy=policy) if algorithm.uses_critic else None
+    finetuner = RewardFinetuner(
+        policy=policy,
+        reward=reward,
+        reward_name=cfg["train_reward"],
+        reward_members=[name for name, model in rewards.items() if model in list(getattr(reward, "members", []))],
+        algorithm=algorithm,
+        critic=critic,
+        reset=reset,
+        normaliser=build(cfg["normaliser"]),
+        optimizer=build(cfg["optimizer"]),
+        critic_optimizer=build(cfg["critic_optimizer"]),
+        microbatch=cfg["microbatch"],
+        max_grad_norm=cfg["max_grad_norm"],
+        seed=cfg["seed"],
+        lr_factor=cfg["lr_factor"],
+        lr_ramp=cfg["lr_ramp"],
+        critic_epochs=cfg["critic_epochs"],
+        critic_gradient_factor=cfg["critic_gradient_factor"],
+        neuron_probe=cfg["neuron_probe"],
+        neuron_probe_scattered=cfg["neuron_probe_scattered"],
+    )
+    return finetuner, rewards
+
+
+def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
+    """Rewards, or judges, of a suite by name. A member of an ensemble that is one of them is that one, not a copy."""
+    built: dict[str, RewardModel] = {}
+    for name, config in sorted(configs.items(), key=lambda item: "members" in item[1]):
+        if "members" in config:
+            names = [next((n for n in built if configs[n] == member), None) for member in config["members"]]
+            members = [built[n] if n else build(m) for n, m in zip(names, config["members"], strict=True)]
+            built[name] = build({key: value for key, value in config.items() if key != "members"}, members=members)
+        else:
+            built[name] = build(config)
+    return {name: built[name] for name in configs}
+
+
+def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
+    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes."""
+    if rank_zero_only.rank != 0:
+        return []
+    group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
+    tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *reset_tags(cfg), *swept]))
+    tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=group, tags=tags, config=cfg)
+    return [JsonlLogger(folder / "metrics.jsonl"), tracker]
+
+
+def reset_tags(cfg: dict[str, Any]) -> list[str]:
+    """What a run resets, and how much of it: reset=active, reset.ratio=0.5."""
+    name = cfg["reset"]["_target_"].rsplit(".", 1)[-1].removesuffix("Reset").lower()
+    if cfg["task"] != "finetune" or name == "no":
+        return []
+    return [f"reset={name}"] + ([f"reset.ratio={cfg['reset']['ratio']}"] if name != "full" else [])
+
+
+def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:
+    """A callback of the configuration; it is told the run folder if it asks for one."""
+    wants_folder = "run_dir" in inspect.signature(get_object(options["_target_"])).parameters
+    return build(options, **({"run_dir": str(folder)} if wants_folder else {}))
+
+
+def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+    return trainer_of(
+        cfg,
+        limit_train_batches=cfg["iterations"],
+        logger=build_loggers(cfg, folder),
+        callbacks=[
+            *callbacks,
+            RunProgress(cfg["iterations"]),
+            Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
+        ],
+    )
+
+
+def trainer_of(cfg: dict[str, Any], **options: Any) -> lightning.Trainer:
+    """Lightning's Trainer of the configuration. Raises UserError on devices that are not there."""
+    try:
+        return build(cfg["trainer"], **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ImportError):  # or what they need is not
+            raise UserError(f"trainer: {str(error.__cause__).strip().splitlines()[0]}") from error
+        raise

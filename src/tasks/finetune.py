@@ -1,0 +1,175 @@
+"""Fine-tunes a policy on a reward: builds the run from its configuration, begins it or goes on, and sums it up."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.table import Table
+
+from src.callbacks.evaluation import CrossRewardEvaluation
+from src.callbacks.watch import OveroptimizationWatch
+from src.errors import UserError
+from src.finetuner import PHASES, RewardFinetuner
+from src.prompts import PromptData
+from src.report.page import write_report
+from src.report.runs import find_runs
+from src.runs.folder import open_run_dir, versions, write_json
+from src.screen import show
+from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer
+from src.tasks.session import new_run, quieten, session, stored_run, told_to_ranks
+
+
+def run(composed: DictConfig) -> dict[str, Any]:
+    """One run from composition to summary; returns the summary."""
+    quieten()
+    cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "custom")
+    with session(folder):
+        return fine_tune(cfg, folder)
+
+
+def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Builds the run, begins it or goes on with it, and sums it up."""
+    finetuner, rewards = build_finetuner(cfg)
+    prompts = build(cfg["prompts"])
+    data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
+    judges = build_rewards(cfg["suite"]["judges"] or {})
+    for judge in judges.values():
+        judge.check_prompts([*prompts.train, *prompts.held_out])
+    if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
+        raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
+    evaluation = build(cfg["evaluation"], _partial_=True)(
+        run_dir=str(folder), rewards=rewards | judges, prompts=prompts, judge=next(iter(judges), None)
+    )
+    callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
+    path = folder / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    if rank_zero_only.rank == 0:
+        open_run_dir(folder, cfg, finetuner.checkpoint_bytes())
+        print(f"run folder: {folder}", flush=True)
+    trainer = build_trainer(cfg, folder, callbacks)
+    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
+    progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
+    iteration = progress["iteration"]
+    if trainer.is_global_zero:
+        trainer.loggers[0].forget_after(iteration)
+    started = time.perf_counter()
+    stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
+    if iteration >= cfg["iterations"] or stopped:
+        print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
+        restore_finished(checkpoint, finetuner, trainer)
+    else:
+        if trainer.is_global_zero:
+            (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
+        with told_to_ranks(folder):
+            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+    if not trainer.is_global_zero:
+        return {}
+    weights = finetuner.policy.save(folder)
+    before = sum(progress["phase_seconds"].values())
+    summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
+    for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
+        print(f"watch: {watch.sentence()}")
+    print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
+    print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+    return summary
+
+
+def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
+    """Raises UserError on more processes than there is work for, or where they cannot be started."""
+    if trainer.world_size > samples:
+        raise UserError(
+            f"trainer.devices: {trainer.world_size} processes are more than the {samples} samples they share."
+        )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one. Raises UserError if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
+        assert "progress" in checkpoint
+    except Exception as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}).") from error
+    return checkpoint
+
+
+def restore_finished(checkpoint: dict[str, Any], finetuner: RewardFinetuner, trainer: lightning.Trainer) -> None:
+    """The state of a run that was killed after its last iteration, so that its results can still be written."""
+    finetuner.load_state_dict(checkpoint["state_dict"], strict=False)
+    finetuner.on_load_checkpoint(checkpoint)
+    for callback in trainer.callbacks:
+        if callback.state_key in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+
+
+def summarise(
+    folder: Path,
+    finetuner: RewardFinetuner,
+    evaluation: CrossRewardEvaluation,
+    experiment: str,
+    wall_seconds: float,
+    trained_before: float,
+) -> dict[str, Any]:
+    """Writes summary.json and prints the outcome: gains over the base, throughput, where the time went.
+
+    `trained_before` are the seconds of training that earlier sessions of the run had spent.
+    """
+    phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
+    algorithm = finetuner.algorithm
+    steps_a_sample = algorithm.trained_steps(finetuner.policy.num_steps) * algorithm.inner_epochs
+    steps = finetuner.reward_queries * steps_a_sample
+    name = finetuner.reward_name
+    summary = {
+        "experiment": experiment,
+        "iterations": finetuner.iteration,
+        "reward_queries": finetuner.reward_queries,
+        "optimizer_steps": finetuner.optimizer_steps,
+        "train_reward": name,
+        "final": evaluation.history[-1],
+        "trajectory_steps_per_second": steps / max(training, 1e-9),
+        "iterations_per_minute": 60 * finetuner.iteration / max(training, 1e-9),
+        "training_seconds": training,
+        "evaluation_seconds": evaluation.seconds,
+        "wall_seconds_of_this_session": wall_seconds,
+        "overhead_of_this_session": max(0.0, 1 - (training - trained_before) / max(wall_seconds, 1e-9)),
+        "share_of_training_time": {phase: phases[phase] / max(training, 1e-9) for phase in PHASES},
+        "versions": versions(),
+    }
+    write_json(folder / "summary.json", summary)
+    print_summary(summary)
+    return summary
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    final = summary["final"]
+    table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
+    for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
+        table.add_column(column, justify="right")
+    for key in final:
+        if key.startswith("eval/") and key.endswith("/gain"):
+            name = key.split("/")[1]
+            measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
+            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}  # all, where there is a gain
+            held_out = final.get(f"held_out/{name}/gain")
+            table.add_row(
+                f"{name} (trained)" if name == summary["train_reward"] else name,
+                f"{value['mean']:.3f}",
+                f"{value['gain']:+.2f}",
+                f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}",
+                f"{value['below_peak']:.2f}",
+                f"{value['win_rate']:.2f}",
+                "-" if held_out is None else f"{held_out:+.2f}",
+            )
+    show(table)
+    shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
+    print(
+        f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
+        f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
+        f"evaluation, logging and checkpoints took {summary['overhead_of_this_session']:.0%} of the time; "
+        f"KL from the base {final['kl/trajectory']:.1f} nats"
+    )

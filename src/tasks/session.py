@@ -1,0 +1,104 @@
+"""A run's life, whatever its task: the configuration it begins or goes on with, its folder, and its end."""
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from src.config import check
+from src.errors import UserError
+from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
+from src.runs.sweeps import in_sweep
+
+POOL = "pool"  # folder of best-of-n's samples, while they are drawn
+
+
+def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], Path]:
+    """The checked configuration of a run that begins, and the folder it will have; nothing is written yet."""
+    cfg = check(composed)
+    cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or fallback_name
+    folder = folder_told(cfg) or new_run_dir(cfg)
+    cfg["run_dir"] = str(folder)
+    set_threads(cfg)
+    return cfg, folder
+
+
+def stored_run(composed: DictConfig) -> tuple[dict[str, Any], Path]:
+    """The configuration of a run that goes on, and its folder. Raises UserError on one that cannot."""
+    folder = find_run(composed.resume)
+    if in_sweep():  # which has compared what makes the experiment; how it is run is for the command to say
+        wanted: Any = OmegaConf.to_container(composed, resolve=True)
+        stored = stored_config(folder, []) | {key: wanted[key] for key in HOW}
+    else:
+        stored = stored_config(folder, list(HydraConfig.get().overrides.task))
+    cfg = check(DictConfig(stored))
+    set_threads(cfg)
+    return cfg, folder
+
+
+def folder_told(cfg: dict[str, Any]) -> Path | None:
+    """The run folder of a rank that did not choose it. Raises UserError if nobody told it."""
+    if FOLDER_TOLD in os.environ:
+        return Path(os.environ[FOLDER_TOLD])
+    launched = any(int(os.environ.get(key, 1)) > 1 for key in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if launched and cfg["trainer"].get("devices", 1) not in (1, "1") and not cfg["run_dir"]:
+        raise UserError(
+            "run_dir= is needed where torchrun or srun starts the processes: they must agree on the folder."
+        )
+    return Path(cfg["run_dir"]) if rank_zero_only.rank else None
+
+
+@contextmanager
+def told_to_ranks(folder: Path) -> Iterator[None]:
+    """Within, processes that Lightning starts are told which folder is the run's."""
+    os.environ[FOLDER_TOLD] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER_TOLD]
+
+
+def set_threads(cfg: dict[str, Any]) -> None:
+    if cfg["threads"]:
+        torch.set_num_threads(cfg["threads"])
+
+
+@contextmanager
+def session(folder: Path) -> Iterator[None]:
+    """Keeps the folder for this process, ends W&B's run whatever happens, and removes the folder if none began."""
+    first = rank_zero_only.rank == 0
+    with held(folder) if first else nullcontext():
+        failed = True
+        try:
+            yield
+            failed = False
+        except Exception:
+            if first and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
+                shutil.rmtree(folder, ignore_errors=True)  # the mended command can use the same folder
+            raise
+        finally:
+            wandb.finish(exit_code=int(failed))  # a sweep's next run is a run of its own
+
+
+def quieten() -> None:
+    """Leaves on the screen what a user needs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch.utils._pytree")
