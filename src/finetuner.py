@@ -40,7 +40,8 @@ class RewardFinetuner(LightningModule):
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
         critic_epochs: passes of the critic over an iteration's states: the first beside the policy's updates, the
             others after them, with an optimizer step for each timestep.
-        critic_gradient_factor: multiplies the critic's gradients; 2^-16 is what the authors' shared scaler did.
+        critic_gradient_factor: multiplies the critic's gradients once they are clipped; 2^-16 is what the authors'
+            gradient scaler does at first, which two optimizers share.
         neuron_probe, neuron_probe_scattered: states of the rollout that neurons are measured on; see probe_states.
         reward_members: names of the rewards that the trained one is made of, where it is an ensemble.
     """
@@ -164,7 +165,7 @@ class RewardFinetuner(LightningModule):
                 ratios.update(j, policy.ratio, policy.clipped)
                 if features is not None:
                     value_loss = self._critic_loss(features[i, j], credit, i, j)
-                    self._backward(value_loss * share * self.critic_gradient_factor)
+                    self._backward(value_loss * share)
                     sums["critic/loss"] += share * value_loss.detach()
             for name, norm in self._optimizer_step().items():
                 norms[name] += norm
@@ -217,7 +218,7 @@ class RewardFinetuner(LightningModule):
             slot = k % features.shape[1]
             for rows in torch.arange(len(features)).split(self.microbatch):
                 loss = self._critic_loss(features[rows, slot], credit, rows, torch.full_like(rows, slot))
-                self._backward(loss * len(rows) / b * self.critic_gradient_factor)
+                self._backward(loss * len(rows) / b)
             self._optimizer_step(("critic",))
 
     @property
@@ -242,6 +243,8 @@ class RewardFinetuner(LightningModule):
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
             norms[f"{name}/grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            if name == "critic" and self.critic_gradient_factor != 1:
+                torch._foreach_mul_([p.grad for p in parameters], self.critic_gradient_factor)
             if scaler is not None:
                 scaler.step(optimizer.optimizer)  # Lightning's own step would also update the scale
             else:

@@ -19,9 +19,20 @@ from src.types import Rollout
 class Head(nn.Module):
     """Multi-layer perceptron to one value; its hidden neurons are what resets act on.
 
-    Weights ~ N(0, 1/(d+1)) for d inputs and zero biases, as in the authors' code. `activation="none"` is theirs too:
-    a linear network, in which dormancy means little. It computes in float32 whatever the precision of training: values
-    of half precision would make ties of scores.
+    It computes in float32 whatever the precision of training: values of half precision would make ties of scores.
+
+    Args:
+        inputs: width of what it sees.
+        hidden: widths of the hidden layers.
+        dropout: one rate, or one for each hidden layer.
+        activation: after hidden layers; `none` is the authors', a linear network, in which dormancy means little.
+        initial: standard deviation of first weights, and of those that a reset redraws; biases are zero. `fan_in`:
+            1/sqrt(n + 1) in a layer of n inputs, so that signals keep their size. `authors`: 1/(d + 1) in every layer,
+            d the head's inputs, whatever the layer's own width (TDPO's code, critic_model.py): with d = 768 five
+            layers shrink what they see to some 1e-10, and V is a constant until training has grown the weights.
+        initial_width: d of `authors`; null for `inputs`.
+
+    Raises UserError on no hidden layer, or rates that are not as many as those.
     """
 
     def __init__(
@@ -30,8 +41,12 @@ class Head(nn.Module):
         hidden: list[int],
         dropout: float | list[float] = 0.0,
         activation: Literal["relu", "none"] = "relu",
+        initial: Literal["fan_in", "authors"] = "fan_in",
+        initial_width: int | None = None,
     ):
         super().__init__()
+        if initial_width is not None and initial_width < 1:
+            raise UserError(f"critic.initial_width={initial_width} must be at least 1, or null for the head's own.")
         if not hidden or min(hidden) < 1:
             raise UserError(f"critic.hidden={hidden} must name at least one layer, each at least 1 wide.")
         widths = [inputs, *hidden, 1]
@@ -41,10 +56,17 @@ class Head(nn.Module):
             raise UserError(f"critic.dropout={dropout} must be one rate, or one for each of critic.hidden={hidden}.")
         self.dropouts = nn.ModuleList(nn.Dropout(rate) for rate in rates)
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
+        self.initial, self.initial_width = initial, initial_width or inputs
         with torch.no_grad():
             for layer in self.layers:
-                initial_weight(layer.weight)  # type: ignore[arg-type]
+                self.draw(layer.weight)  # type: ignore[arg-type]
                 layer.bias.zero_()  # type: ignore[union-attr,operator]
+
+    def draw(self, weight: Float[Tensor, "out n"], generator: torch.Generator | None = None) -> None:
+        """Draws a layer's weights from their initial distribution, in place."""
+        n = weight.shape[1]
+        std = (n + 1) ** -0.5 if self.initial == "fan_in" else 1 / (self.initial_width + 1)
+        weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         with in_float32(x):
@@ -81,12 +103,6 @@ def in_float32(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def initial_weight(weight: Float[Tensor, "out d"], generator: torch.Generator | None = None) -> None:
-    """Draws a layer's weights from their initial distribution, in place."""
-    std = (weight.shape[1] + 1) ** -0.5
-    weight.copy_(torch.randn(weight.shape, generator=generator) * std)
-
-
 class Critic(LightningModule):
     """V(x_t, t). Subclasses say what the head sees of a rollout.
 
@@ -95,6 +111,7 @@ class Critic(LightningModule):
         timestep_input: whether the head also sees t / 1000, the share of the training schedule.
         prompt_input: whether it also sees the prompt: the mean of the text states that `policy` conditions on.
         state: what stands for x_t, itself (`noisy`) or the x_0 that the policy predicts from it (`predicted`).
+        hidden, dropout, activation, initial, initial_width: see Head.
     """
 
     def __init__(
@@ -107,6 +124,8 @@ class Critic(LightningModule):
         prompt_input: bool = False,
         state: Literal["noisy", "predicted"] = "noisy",
         policy: DiffusionPolicy | None = None,
+        initial: Literal["fan_in", "authors"] = "fan_in",
+        initial_width: int | None = None,
     ):
         super().__init__()
         self.timestep_input, self.state = timestep_input, state
@@ -115,7 +134,7 @@ class Critic(LightningModule):
             assert policy is not None, "a critic that sees the prompt needs the policy's text encoder"
             self._encode_prompts = policy.encode_prompts  # bound: the encoder is none of this module's parts
             feature_dim += policy.text_encoder.config.hidden_size
-        self.head = Head(feature_dim + timestep_input, hidden, dropout, activation)
+        self.head = Head(feature_dim + timestep_input, hidden, dropout, activation, initial, initial_width)
 
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
         """What the head sees of every x_t before its step; no gradient."""

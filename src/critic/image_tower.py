@@ -49,11 +49,14 @@ class ImageTowerCritic(Critic):
         stride: int = 1,
         scale_features: bool = True,
         score_input: bool = False,
+        initial: Literal["fan_in", "authors"] = "fan_in",
+        initial_width: int | None = None,
     ):
         if stride < 1:
             raise UserError(f"critic.stride={stride} must be at least 1.")
         width = reward.embed_dim + score_input
-        super().__init__(width, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
+        seen = (timestep_input, prompt_input, state, policy)
+        super().__init__(width, hidden, dropout, activation, *seen, initial, initial_width)
         # the tower belongs to the reward, the decoder to the policy: kept out of this module's parameters
         self._embed, self._embed_and_score = reward.embed_images, reward.embed_and_score
         self._decode, self.batch_size = policy.decode, batch_size

@@ -27,9 +27,12 @@ class LatentCritic(Critic):
         prompt_input: bool = False,
         state: Literal["noisy", "predicted"] = "noisy",
         grid: int = 8,
+        initial: Literal["fan_in", "authors"] = "fan_in",
+        initial_width: int | None = None,
     ):
         features = policy.latent_shape[0] * grid**2
-        super().__init__(features, hidden, dropout, activation, timestep_input, prompt_input, state, policy)
+        seen = (timestep_input, prompt_input, state, policy)
+        super().__init__(features, hidden, dropout, activation, *seen, initial, initial_width)
         self.grid = grid
 
     @torch.no_grad()

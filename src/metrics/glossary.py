@@ -46,6 +46,7 @@ GLOSSARY: dict[str, Entry] = {
     "critic/explained_variance": Entry("share", "1 - Var(G - V) / Var(G) on fresh samples, before the update"),
     "critic/explained_variance/step_<k>": Entry("share", "the same at the k-th denoising step"),
     "critic/value_mean": Entry("sd", "mean value, in normalised reward, before the update"),
+    "critic/value_std": Entry("sd", "standard deviation of the values over samples and timesteps; 0: V is a constant"),
     "neurons/dormant_0": Entry(
         "share", "hidden critic neurons with score <= 0; the active share is 1 minus this", "Sokar et al. 2023, eq. 1"
     ),

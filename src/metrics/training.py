@@ -30,6 +30,7 @@ def critic_metrics(credit: Credit) -> Metrics:
         | {
             "critic/explained_variance": explained_variance(credit.values, credit.returns),
             "critic/value_mean": credit.values.mean().item(),
+            "critic/value_std": credit.values.std(correction=0).item(),
         }
         | {f"critic/explained_variance/step_{k}": value for k, value in enumerate(by_step)}
     )

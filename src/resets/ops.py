@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from src.critic.base import Head, initial_weight
+from src.critic.base import Head
 
 Scores = Float[Tensor, " _"]  # one value a neuron; layers differ in width
 Mask = Bool[Tensor, " _"]
@@ -92,7 +92,7 @@ class Reinit:
             before = masks[k - 1] if k > 0 else torch.zeros_like(layer.weight[0], dtype=torch.bool)
             own = masks[k] if k < len(masks) else nobody
             fresh = torch.empty_like(layer.weight)
-            initial_weight(fresh, generator)
+            head.draw(fresh, generator)
             if self.outgoing == "zero":
                 fresh[~own] = 0
             touched = own[:, None] | before[None, :]
@@ -117,7 +117,7 @@ class Reinit:
 def reinit_all(head: Head, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
     """The head and its optimizer as on the first day, output layer included."""
     for layer in head.layers:
-        initial_weight(layer.weight, generator)  # type: ignore[arg-type]
+        head.draw(layer.weight, generator)  # type: ignore[arg-type]
         layer.bias.zero_()  # type: ignore[union-attr,operator]
         for parameter in (layer.weight, layer.bias):
             optimizer.state.pop(parameter, None)  # type: ignore[arg-type]
