@@ -31,7 +31,7 @@ def untimed(state: object) -> object:
 
 
 def final_state(folder: Path) -> dict:
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     return untimed({key: checkpoint[key] for key in ("state_dict", "optimizer_states", "progress", "callbacks")})
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_the_watch_stopped_stays_stopped(tmp_path):
     done = run_forked(*LONGER, *stop, f"run_dir={folder}")
     assert done.returncode == 0 and "watch: alarm after" in done.stdout, done.stdout + done.stderr[-2000:]
     iterations = len(rows_of(folder, "iteration"))
-    assert iterations < 6 and torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["progress"]["stopped"]
+    assert iterations < 6 and torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["progress"]["stopped"]
     (folder / "summary.json").unlink()  # as if it had been killed before it had summed up
     assert run_forked(f"resume={folder}").returncode == 0
     assert len(rows_of(folder, "iteration")) == iterations and (folder / "summary.json").exists()

@@ -1,13 +1,25 @@
 """checkpoints/last.ckpt, written whole or not at all, every k iterations, at the end, and where a run is stopped."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from src.errors import UserError
 
 WRITER = ("PytorchStreamWriter", "unexpected pos")  # in what torch says where a file cannot be written
+
+
+def harmless_contents() -> AbstractContextManager:
+    """What `torch.load(weights_only=True)` takes beside tensors and plain containers: numbers of numpy's.
+
+    A checkpoint may come from anybody: nothing in it is executed.
+    """
+    scalars = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+    return torch.serialization.safe_globals(scalars)
 
 
 class Checkpoints(Callback):

@@ -120,12 +120,15 @@ class DiffusionPolicy(LightningModule):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Float[Tensor, "b token d"]:
         """Text states of the prompts; each distinct prompt is encoded once, unless many others came in between."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
-        if new:
-            length = self.tokenizer.model_max_length
-            tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            states = self.text_encoder(tokens.input_ids.to(self.device))[0].float()
-            self._text_cache.update(zip(new, states, strict=True))
+        length = self.tokenizer.model_max_length
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._text_cache:
+                continue
+            # by itself: in a batch its states would depend, in their last bits, on what else happened to be new
+            tokens = self.tokenizer(
+                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+            self._text_cache[prompt] = self.text_encoder(tokens.input_ids.to(self.device))[0][0].float()
         found = torch.stack([self._text_cache[prompt] for prompt in prompts])
         for prompt in dict.fromkeys(prompts):
             self._text_cache[prompt] = self._text_cache.pop(prompt)  # the last to go

@@ -78,12 +78,20 @@ class CLIPReward(RewardModel):
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit-length embeddings of the text tower; each distinct prompt is embedded once."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_cache]
-        if new:
-            length = self.clip.config.text_config.max_position_embeddings
-            tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            features = self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output
-            self._text_cache.update(zip(new, self._unit(features), strict=True))
+        # Of a frozen tower each by itself: in a batch its embedding would depend, in its last bits, on what else
+        # happened to be new. One that learns keeps none, and batches save time.
+        for batch in [new] * bool(new) if self.learns else [[prompt] for prompt in new]:
+            self._text_cache.update(zip(batch, self._embed_texts(batch), strict=True))
         return torch.stack([self._text_cache[prompt] for prompt in prompts])
+
+    @property
+    def learns(self) -> bool:
+        return self.clip.logit_scale.requires_grad
+
+    def _embed_texts(self, prompts: list[str]) -> Float[Tensor, "b d"]:
+        length = self.clip.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return self._unit(self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output)
 
     def _unit(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         if self.tower_dtype != torch.float32:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.table import Table
 
+from src.callbacks.checkpoints import harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
@@ -64,8 +65,8 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     else:
         if trainer.is_global_zero:
             (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
-        with told_to_ranks(folder):
-            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=False)
+        with told_to_ranks(folder), harmless_contents():
+            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
     weights = finetuner.policy.save(folder)
@@ -91,7 +92,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        checkpoint = torch.load(path, weights_only=False, map_location="cpu")
+        with harmless_contents():
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         assert "progress" in checkpoint
     except Exception as error:
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}).") from error

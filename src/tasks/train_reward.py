@@ -67,7 +67,7 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         ],
     )
     trainer.fit(model, data)
-    kept = torch.load(best.best_model_path, weights_only=False, map_location="cpu")
+    kept = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
     model.load_state_dict(kept["state_dict"])
     model.eval()
     report = report_on(model, data.test_pool)
