@@ -136,13 +136,19 @@ def test_a_group_takes_one_of_each_run_of_neighbours():
     assert not torch.equal(groups[0], torch.arange(0, 32, 4))
 
 
-def test_the_critics_gradient_factor_multiplies_its_gradients_alone():
-    keys, once = ("policy/grad_norm", "critic/grad_norm"), TDPO(1e-4, 10.0, 5.0, schedule="trajectory")
-    plain, scaled = (
-        fit(build(once, new_critic(), critic_gradient_factor=factor), iterations=1, samples=4)[0]
-        for factor in (1.0, 0.25)
-    )
-    assert [scaled[key] for key in keys] == pytest.approx([plain[keys[0]], plain[keys[1]] / 4])
+def test_the_critics_gradient_factor_multiplies_its_clipped_gradients_alone():
+    """SGD moves each weight by them: where the norm is clipped to 0.01 a quarter of that is left."""
+    once, moved, norms = TDPO(1e-4, 10.0, 5.0, schedule="trajectory"), [], []
+    for factor in (1.0, 0.25):
+        options = {"critic_optimizer": functools.partial(torch.optim.SGD, lr=1.0), "max_grad_norm": 0.01}
+        finetuner = build(once, new_critic(), critic_gradient_factor=factor, **options)
+        before = [p.detach().clone() for p in finetuner.critic.parameters()]
+        row = fit(finetuner, iterations=1, samples=4)[0]
+        norms.append([row["policy/grad_norm"], row["critic/grad_norm"]])
+        steps = [p.detach() - old for p, old in zip(finetuner.critic.parameters(), before, strict=True)]
+        moved.append(torch.cat([step.flatten() for step in steps]).norm().item())
+    assert norms[0] == norms[1] and norms[0][1] > 0.01  # logged as they were before
+    assert moved == pytest.approx([0.01, 0.0025], rel=1e-4)
 
 
 def test_the_learning_rate_goes_linearly_to_its_factor():
