@@ -54,6 +54,7 @@ class Suite:
     feature_stride: int = 1
     lr: dict[str, dict[str, float]] = MISSING  # by what is fine-tuned, then by the algorithm's schedule
     clip_range: float = 1e-4
+    guard_clip_range: float = 4e-6  # GRPO-Guard's; goes with the root of the latent dimensions
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16
     timestep_weighting: str = "uniform"
@@ -87,6 +88,7 @@ class Config:
     algorithm: dict[str, Any] = MISSING
     critic: dict[str, Any] = MISSING
     reset: dict[str, Any] = MISSING
+    regulariser: dict[str, Any] = field(default_factory=lambda: {"_target_": "src.regularisers.none.NoRegulariser"})
     prompts: dict[str, Any] = MISSING
     normaliser: dict[str, Any] = MISSING
     optimizer: dict[str, Any] = MISSING
@@ -142,8 +144,23 @@ def default_of(cfg: dict[str, Any], key: str) -> Any:
         cfg = cfg.get(part) if isinstance(cfg, dict) else None  # type: ignore[assignment]
     if not isinstance(cfg, dict) or "_target_" not in cfg:
         return inspect.Parameter.empty
-    parameter = inspect.signature(get_object(cfg["_target_"])).parameters.get(option)
+    parameter = options_of(get_object(cfg["_target_"]))[0].get(option)
     return parameter.default if parameter else inspect.Parameter.empty
+
+
+def options_of(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The options of what is built, with its parents' where it hands others on to them; and whether any goes."""
+    options: dict[str, inspect.Parameter] = {}
+    constructors = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    )
+    for constructor in constructors:
+        own = list(inspect.signature(constructor).parameters.values())[inspect.isclass(target) :]
+        named = {p.name: p for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        options = named | options  # a child's comes first
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            return options, False
+    return options, True
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
@@ -256,8 +273,8 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
         target = get_object(node["_target_"])
     except Exception as error:
         raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({first_line(error)}).") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    parameters, any_goes = options_of(target)
+    if any_goes:
         return
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):

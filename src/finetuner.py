@@ -1,13 +1,12 @@
 """One iteration of reward fine-tuning, top to bottom: sample -> score -> credit -> update -> reset."""
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,23 +16,27 @@ from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.metrics.glossary import lookup
-from src.metrics.training import RatioStatistics, critic_metrics, reward_metrics
+from src.metrics.training import UpdateTally, critic_metrics, reward_metrics
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.reference import Reference
 from src.ranks import Ranks
+from src.regularisers.base import Regulariser, trajectory_kl
+from src.regularisers.none import NoRegulariser
 from src.resets.base import Reset
 from src.resets.phase import ResetPhase
 from src.rewards.base import RewardModel
-from src.seeding import DROPOUT_STREAM, seed_of
-from src.types import Credit, Metrics, Rollout
+from src.seeding import DROPOUT_STREAM, LOSS_STREAM, seed_of
+from src.types import Credit, Metrics, Rollout, Rows
 
-PHASES = ("sampling", "rewards", "critic_features", "update", "reset")
+PHASES = ("sampling", "rewards", "critic_features", "reference", "update", "reset")
 
 
 class RewardFinetuner(LightningModule):
-    """Fine-tunes a diffusion policy on a reward, by any algorithm, with any critic and reset strategy.
+    """Fine-tunes a diffusion policy on a reward, by any algorithm, with any regulariser, critic and reset strategy.
 
     Args:
+        regulariser: what keeps the policy near its reference; null for nothing.
         optimizer: makes an optimizer from parameters, for the policy; `critic_optimizer` likewise.
         microbatch: (sample, timestep) rows that go through the UNet at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
@@ -67,6 +70,7 @@ class RewardFinetuner(LightningModule):
         critic_epochs: int = 1,
         critic_gradient_factor: float = 1.0,
         reward_members: Sequence[str] = (),
+        regulariser: Regulariser | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -76,6 +80,7 @@ class RewardFinetuner(LightningModule):
         self.policy, self.reward, self.critic = policy, reward, critic
         self.reward_name, self.algorithm, self.normaliser = reward_name, algorithm, normaliser
         self.reward_members = list(reward_members)
+        self.regulariser, self.reference = regulariser or NoRegulariser(), Reference(policy)
         self._optimizer, self._critic_optimizer = optimizer, critic_optimizer
         self.microbatch, self.max_grad_norm, self.seed = microbatch, max_grad_norm, seed
         self.reset = ResetPhase(reset, critic, policy, microbatch, seed, neuron_probe, neuron_probe_scattered)
@@ -84,6 +89,10 @@ class RewardFinetuner(LightningModule):
         self.iteration = self.reward_queries = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.algorithm.needs_reference or self.regulariser.needs_reference
 
     @property
     def ranks(self) -> Ranks:
@@ -104,11 +113,16 @@ class RewardFinetuner(LightningModule):
             features = None
             if self.critic is not None:
                 features = self.critic.compared(self.critic.features(rollout), batch, self.ranks)
+        with self._timed("reference"):
+            kl = self.ask_reference(rollout)
         with self._timed("update"):
-            credit = self.credit(batch, rewards, features)
+            credit = self.credit(batch, rewards, rollout, features)
             metrics = self.update(rollout, credit, features)
         self.iteration += 1
         self.reward_queries += len(batch)
+        metrics |= {"kl/reference": kl} if kl is not None else {}
+        metrics |= self.regulariser.after(kl, rollout.x_0[0].numel(), self.reference, self.iteration)
+        metrics |= self.algorithm.after(self.policy, self.optimizer_steps)
         with self._timed("reset"):
             metrics |= reward_metrics(self.reward_name, rewards) | critic_metrics(credit)
             metrics |= self.reset(self.iteration, rollout, features, credit, metrics, self._optimizers(), self.ranks)
@@ -118,8 +132,14 @@ class RewardFinetuner(LightningModule):
         """This rank's part of the samples."""
         part = self.ranks.part(len(prompts))
         seeds = [seed_of(self.seed, self.iteration, i) for i in range(part.start, part.stop)]
+        starts = None
+        if self.algorithm.shared_noise:  # the first sample of its prompt lends a sample its x_T
+            firsts = [prompts.index(prompt) for prompt in prompts[part]]
+            starts = [seed_of(self.seed, self.iteration, i) for i in firsts]
         predicted = self.critic is not None and self.critic.state == "predicted"
-        return self.policy.sample(prompts[part], seeds, keep_predicted=predicted)
+        means = self.algorithm.needs_means or self.needs_reference
+        with self.algorithm.sampling(self.policy):
+            return self.policy.sample(prompts[part], seeds, predicted, means, starts)
 
     def score(self, rollout: Rollout) -> Float[Tensor, " b"]:
         """Rewards of all ranks' samples."""
@@ -128,59 +148,53 @@ class RewardFinetuner(LightningModule):
         self.check_finite("the reward", rewards)
         return self.ranks.gather(rewards)
 
+    def ask_reference(self, rollout: Rollout) -> float | None:
+        """What the reference would have done, where somebody wants it; returns the KL from it, nats a trajectory."""
+        if not self.needs_reference:
+            return None
+        rollout.reference_means = self.reference.means(rollout)
+        kl = trajectory_kl(rollout, self.policy.step_std[: len(rollout.timesteps)])
+        return self.ranks.gather(kl).mean().item()
+
     def credit(
-        self, prompts: list[str], rewards: Float[Tensor, " b"], features: Float[Tensor, "own t d"] | None
+        self,
+        prompts: list[str],
+        rewards: Float[Tensor, " b"],
+        rollout: Rollout,
+        features: Float[Tensor, "own t d"] | None,
     ) -> Credit:
-        """Of all samples, whichever rank's they are."""
-        normalised = self.normaliser(rewards, prompts)
+        """Of all samples, whichever rank's they are; the rollout and features are this rank's."""
+        step_std = self.policy.step_std[: len(rollout.timesteps)]
+        normalised = self.algorithm.normalise(rewards, prompts, self.normaliser)
+        returns = normalised[:, None].expand(-1, len(step_std))
+        returns = self.regulariser.returns(returns, rollout, step_std, self.ranks)
         values = None
         if self.critic is not None and features is not None:
             values = self.critic.values(features, self.ranks)
-        steps = self.algorithm.trained_steps(self.policy.num_steps)
-        return self.algorithm.credit(normalised, self.policy.step_std[:steps], values)
+        return self.algorithm.credit(returns, step_std, values)
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
         self._set_learning_rate()
         text = self.policy.encode_prompts(rollout.prompts)
         b, t = credit.advantages.shape
-        credit = credit.of(self.ranks.part(b))
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        norms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        ratios, steps = RatioStatistics(t, self.device), 0
-        by_step: dict[int, list[Tensor]] = defaultdict(list)  # gradient norms of the policy
-        for total, samples, slots, slot in self._own_updates(b, t):
+        own, tally = credit.of(self.ranks.part(b)), UpdateTally(t, self.device)
+        for total, samples, slots, slot in self._own_updates(credit.partners, b, t):
+            draw = seed_of(self.seed, self.iteration, tally.steps, LOSS_STREAM)
             for part in torch.arange(len(samples)).split(self.microbatch):
-                if not len(part):
-                    continue  # all of these samples are other ranks'
-                i, j = samples[part], slots[part]
-                share = len(part) / total
-                log_prob = self.policy.log_prob(
-                    rollout.latents[i, j + 1], rollout.latents[i, j], rollout.timesteps[j], text[i]
-                )
-                old = rollout.log_probs[i, j]
-                policy = self.algorithm.policy_loss(log_prob, old, credit.advantages[i, j])
-                self._backward(policy.loss * share)
-                sums["policy/loss"] += share * policy.loss.detach()
-                ratios.update(j, policy.ratio, policy.clipped)
-                if features is not None:
-                    value_loss = self._critic_loss(features[i, j], credit, i, j)
-                    self._backward(value_loss * share)
-                    sums["critic/loss"] += share * value_loss.detach()
-            for name, norm in self._optimizer_step().items():
-                norms[name] += norm
-                if name == "policy/grad_norm" and slot is not None:
-                    by_step[slot].append(norm)
-            steps += 1
+                if len(part):  # else all of these samples are other ranks'
+                    i, j = samples[part], slots[part]
+                    rows = Rows(rollout, own, text, i, j, self.reward, self.reference, draw)
+                    self._descend(rows, features, len(part) / total, tally)
+            tally.count_step(self._optimizer_step(), slot)
         if features is not None:
-            self._critic_passes(features, credit, b)
-        self.optimizer_steps += steps
-        self.ranks.add_up([*sums.values(), ratios.sums])
-        means = {name: total.item() / steps for name, total in (sums | norms).items()} | ratios.metrics()
+            self._critic_passes(features, own, b)
+        self.optimizer_steps += tally.steps
+        means = tally.means(self.ranks)
         for name, value in means.items():
-            if not (name.endswith("grad_norm") and self._scaler):  # a scale is found by overflowing now and then
+            if not ("grad_norm" in name and self._scaler):  # a scale is found by overflowing now and then
                 self.check_finite(name, torch.tensor(value))
-        return means | {f"policy/grad_norm/step_{k}": torch.stack(by_step[k]).mean().item() for k in sorted(by_step)}
+        return means
 
     # ---------------------------------------------------------------------------------------------- parts of phases
 
@@ -191,12 +205,40 @@ class RewardFinetuner(LightningModule):
             first = group.setdefault("initial_lr", group["lr"])  # kept in checkpoints
             group["lr"] = first * (1 + (self.lr_factor - 1) * progress)
 
-    def _own_updates(self, b: int, t: int) -> Iterator[tuple[int, Tensor, Tensor, int | None]]:
-        """Of each optimizer step the number of rows, this rank's samples and slots, and the slot if all share one."""
+    def _own_updates(
+        self, partners: Int[Tensor, " b"] | None, b: int, t: int
+    ) -> Iterator[tuple[int, Tensor, Tensor, int | None]]:
+        """Of each optimizer step the number of rows, this rank's samples and slots, and the slot if all share one.
+
+        Where samples have partners, those that have none cost nothing and are left out.
+        """
         for samples, slots in self.algorithm.updates(b, t, self.seed, self.iteration):
+            if partners is not None:
+                preferred = partners.cpu()[samples] >= 0
+                samples, slots = samples[preferred], slots[preferred]
+            if not len(samples):
+                continue
             own = self.ranks.own(samples, b)
             shared = int(slots[0]) if (slots == slots[0]).all() else None
             yield len(samples), samples[own] - self.ranks.part(b).start, slots[own], shared
+
+    def _descend(self, rows: Rows, features: Float[Tensor, "own t d"] | None, share: float, tally: UpdateTally) -> None:
+        """Adds to the gradients what these rows cost: the policy by algorithm and regulariser, and the critic.
+
+        `share` of the optimizer step's rows are these.
+        """
+        loss = self.algorithm.loss(rows, self.policy)
+        extra = self.regulariser.loss(rows, loss, self.reference)
+        self._backward((loss.value if extra is None else loss.value + extra) * share)
+        tally.add(share, {"policy/loss": loss.value} | loss.metrics)
+        if extra is not None:
+            tally.add(share, {"regulariser/loss": extra})
+        if loss.ratios is not None:
+            tally.ratios.update(rows.slots, *loss.ratios)
+        if features is not None:
+            value_loss = self._critic_loss(features[rows.samples, rows.slots], rows.credit, rows.samples, rows.slots)
+            self._backward(value_loss * share)
+            tally.add(share, {"critic/loss": value_loss})
 
     def _backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds to this rank's gradients; they are added up over ranks once an optimizer step."""
@@ -311,6 +353,9 @@ class RewardFinetuner(LightningModule):
             "phase_seconds": self.phase_seconds,
             "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
             "normaliser": self.normaliser.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "regulariser": self.regulariser.state_dict(),
+            "reference": self.reference.state_dict(),
             **self.reset.state_dict(),
         }
 
@@ -318,5 +363,10 @@ class RewardFinetuner(LightningModule):
         progress = checkpoint["progress"]
         self.normaliser.load_state_dict(progress["normaliser"])
         self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
-        self.optimizer_steps, self.phase_seconds = progress["optimizer_steps"], progress["phase_seconds"]
+        self.optimizer_steps = progress["optimizer_steps"]
+        self.phase_seconds |= progress["phase_seconds"]
+        for part in ("algorithm", "regulariser"):  # runs of earlier versions have neither
+            if progress.get(part):
+                getattr(self, part).load_state_dict(progress[part])
+        self.reference.load_state_dict(progress.get("reference"))
         self.reset.load_state_dict(progress)

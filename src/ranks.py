@@ -4,7 +4,7 @@ Rewards, advantages, neuron scores and gradients are those of all samples togeth
 place among them: one, two or eight ranks give the same run, up to the rounding of sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,14 @@ class Ranks:
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """The names that any rank has, in the same order on all."""
+        if self.world == 1:
+            return list(names)
+        found: list[list[str]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(found, list(names))
+        return list(dict.fromkeys(name for each in found for name in each))
 
     def agree(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on every rank."""

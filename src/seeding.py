@@ -11,6 +11,8 @@ CRITIC_STREAM = 1 << 23
 POOL_STREAM = 1 << 24  # best-of-n's
 PROBE_STREAM = 1 << 25
 DROPOUT_STREAM = 1 << 26  # a rank's
+LOSS_STREAM = 1 << 27  # what a loss draws for all rows of an optimizer step
+FORWARD_STREAM = 1 << 28  # noise of the forward process, of a sample at a slot
 
 
 def seed_of(*keys: int) -> int:

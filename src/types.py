@@ -1,9 +1,14 @@
 """The vocabulary: what an iteration passes from phase to phase. Axes: b samples, t denoising steps, in that order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+BY_STEP = ("latents", "log_probs", "predicted", "means", "reference_means")  # of a rollout: tables with a step axis
+BY_SAMPLE = (*BY_STEP, "images")
 
 
 @dataclass
@@ -11,27 +16,35 @@ class Rollout:
     """Denoising trajectories of one iteration, as they were sampled."""
 
     prompts: list[str]  # b
+    seeds: list[int]  # b; whatever is drawn for a sample is a function of its own
     latents: Float[Tensor, "b t1 c h w"]  # x_T ... x_0; t1 = t + 1; scaled as the UNet sees them
     timesteps: Int[Tensor, " t"]  # scheduler timesteps, descending
     log_probs: Float[Tensor, "b t"]  # log p(x_{t-1} | x_t) / (c h w), float32: the mean over latent dimensions
     images: Float[Tensor, "b 3 H W"]  # decoded x_0 in [0, 1]
-    predicted: Float[Tensor, "b t c h w"] | None = None  # x_0 as predicted from every x_t, where a critic wants it
+    predicted: Float[Tensor, "b t c h w"] | None = None  # x_0 as predicted from every x_t, where somebody wants it
+    means: Float[Tensor, "b t c h w"] | None = None  # mu of p(x_{t-1} | x_t) that sampled, likewise
+    reference_means: Float[Tensor, "b t c h w"] | None = None  # the reference's, of the same states, likewise
+    clean: Float[Tensor, "b c h w"] | None = None  # x_0, where the last steps are cut off
 
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def x_0(self) -> Float[Tensor, "b c h w"]:
+        return self.latents[:, -1] if self.clean is None else self.clean
+
     def noisiest(self, steps: int) -> "Rollout":
         """The first steps of every trajectory."""
-        predicted = None if self.predicted is None else self.predicted[:, :steps]
-        latents, log_probs = self.latents[:, : steps + 1], self.log_probs[:, :steps]
-        return Rollout(self.prompts, latents, self.timesteps[:steps], log_probs, self.images, predicted)
+        tables = {name: getattr(self, name) for name in BY_STEP}
+        cut = {name: table[:, : steps + (name == "latents")] for name, table in tables.items() if table is not None}
+        return replace(self, timesteps=self.timesteps[:steps], clean=self.x_0, **cut)
 
     def of(self, samples: Int[Tensor, " n"]) -> "Rollout":
         """These samples alone."""
-        prompts = [self.prompts[i] for i in samples.tolist()]
-        predicted = None if self.predicted is None else self.predicted[samples]
-        latents, log_probs, images = (part[samples] for part in (self.latents, self.log_probs, self.images))
-        return Rollout(prompts, latents, self.timesteps, log_probs, images, predicted)
+        prompts, seeds = ([column[i] for i in samples.tolist()] for column in (self.prompts, self.seeds))
+        tables = {name: getattr(self, name) for name in (*BY_SAMPLE, "clean")}
+        own = {name: table[samples] for name, table in tables.items() if table is not None}
+        return replace(self, prompts=prompts, seeds=seeds, **own)
 
 
 @dataclass
@@ -41,11 +54,92 @@ class Credit:
     advantages: Float[Tensor, "b t"]  # standard deviations
     returns: Float[Tensor, "b t"] | None = None  # the critic's targets, in normalised reward
     values: Float[Tensor, "b t"] | None = None  # the critic's predictions before the update
+    partners: Int[Tensor, " b"] | None = None  # of a preferred sample the one it is preferred to; -1: it costs nothing
 
     def of(self, part: slice) -> "Credit":
-        """The credit of these samples."""
+        """The credit of these samples, and partners counted among them."""
         returns, values = (None if table is None else table[part] for table in (self.returns, self.values))
-        return Credit(self.advantages[part], returns, values)
+        partners = self.partners
+        if partners is not None:
+            partners = torch.where(partners[part] >= 0, partners[part] - (part.start or 0), -1)
+        return Credit(self.advantages[part], returns, values, partners)
+
+
+@dataclass
+class States:
+    """Where a policy may take a step: x_t, t and what it is conditioned on."""
+
+    x_t: Float[Tensor, "n c h w"]
+    t: Int[Tensor, " n"]
+    text: Float[Tensor, "n token d"]
+
+
+@dataclass
+class Rows:
+    """(sample, timestep slot) rows of a rollout and its credit, as a loss sees them. Axis: n rows."""
+
+    rollout: Rollout
+    credit: Credit
+    text: Float[Tensor, "b token d"]  # of all samples
+    samples: Int[Tensor, " n"]
+    slots: Int[Tensor, " n"]
+    reward: Any = None  # the RewardModel that is trained on
+    reference: Any = None  # the policy's Reference
+    draw: int = 0  # a seed that all rows of an optimizer step share
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def x_t(self) -> Float[Tensor, "n c h w"]:
+        return self.rollout.latents[self.samples, self.slots]
+
+    @property
+    def x_prev(self) -> Float[Tensor, "n c h w"]:
+        return self.rollout.latents[self.samples, self.slots + 1]
+
+    @property
+    def x_0(self) -> Float[Tensor, "n c h w"]:
+        return self.rollout.x_0[self.samples]
+
+    @property
+    def t(self) -> Int[Tensor, " n"]:
+        return self.rollout.timesteps[self.slots]
+
+    @property
+    def prompt_states(self) -> Float[Tensor, "n token d"]:
+        return self.text[self.samples]
+
+    @property
+    def old_log_prob(self) -> Float[Tensor, " n"]:
+        return self.rollout.log_probs[self.samples, self.slots]
+
+    @property
+    def old_mean(self) -> Float[Tensor, "n c h w"]:
+        assert self.rollout.means is not None, "the rollout was sampled without its means"
+        return self.rollout.means[self.samples, self.slots]
+
+    @property
+    def reference_mean(self) -> Float[Tensor, "n c h w"]:
+        assert self.rollout.reference_means is not None, "nobody has asked the reference"
+        return self.rollout.reference_means[self.samples, self.slots]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.rollout.prompts[i] for i in self.samples.tolist()]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.rollout.seeds[i] for i in self.samples.tolist()]
+
+    @property
+    def advantage(self) -> Float[Tensor, " n"]:
+        return self.credit.advantages[self.samples, self.slots]
+
+    def partners(self) -> "Rows":
+        """The same slots of the samples that these are preferred to."""
+        assert self.credit.partners is not None, "no sample is preferred to another"
+        return replace(self, samples=self.credit.partners[self.samples])
 
 
 Metrics = dict[str, float]  # logged key -> value; every key is in src/metrics/glossary.py

@@ -9,6 +9,12 @@ from src.algorithms.tdpo import TDPO
 from src.errors import UserError
 from src.normalise import standardise
 
+
+def returns_of(*rewards: float, steps: int) -> torch.Tensor:
+    """Each reward as the return of every step."""
+    return torch.tensor(rewards)[:, None].expand(-1, steps)
+
+
 TDPO_ARGS = {"clip_range": 1e-4, "value_clip_range": 0.2, "advantage_clip": 5.0}
 
 
@@ -16,28 +22,28 @@ def test_surrogate_by_hand():
     # ratios 1.5, 0.5, 1.5, 0.5, 1; clip 0.2; advantages +1, +1, -1, -1, +2
     ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.0])
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 2.0])
-    out = clipped_surrogate(ratio.log(), torch.zeros(5), advantage, clip_range=0.2)
+    out = clipped_surrogate(ratio.log(), advantage, 0.2)
     # min(rA, clip(r)A): 1.2, 0.5, -1.5, -0.8, 2 -> mean 0.28
-    assert out.loss.item() == pytest.approx(-0.28)
-    assert out.clipped.tolist() == [1, 0, 0, 1, 0]
-    torch.testing.assert_close(out.ratio, ratio)
+    assert out.value.item() == pytest.approx(-0.28)
+    assert out.ratios[1].tolist() == [1, 0, 0, 1, 0]
+    torch.testing.assert_close(out.ratios[0], ratio)
 
 
 def test_gradient_raises_the_good_and_lowers_the_bad():
     log_prob = torch.zeros(2, requires_grad=True)
-    clipped_surrogate(log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), 0.2).loss.backward()
+    clipped_surrogate(log_prob, torch.tensor([1.0, -1.0]), 0.2).value.backward()
     assert log_prob.grad.tolist() == [-0.5, 0.5]  # descent moves the first up, the second down
 
 
 def test_clipped_rows_have_no_gradient():
     log_prob = torch.tensor([math.log(1.5), math.log(0.5)], requires_grad=True)
-    clipped_surrogate(log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), 0.2).loss.backward()
+    clipped_surrogate(log_prob, torch.tensor([1.0, -1.0]), 0.2).value.backward()
     assert log_prob.grad.tolist() == [0, 0]
 
 
 def test_zero_advantage_zero_gradient():
     log_prob = torch.randn(8, requires_grad=True)
-    clipped_surrogate(log_prob, torch.randn(8), torch.zeros(8), 0.2).loss.backward()
+    clipped_surrogate(log_prob, torch.zeros(8), 0.2).value.backward()
     assert log_prob.grad.eq(0).all()
 
 
@@ -48,13 +54,13 @@ def test_value_loss_by_hand():
 
 
 def test_ddpo_credits_all_steps_alike_and_clips():
-    credit = DDPO(clip_range=1e-4, advantage_clip=5.0).credit(torch.tensor([-9.0, 1.0]), torch.ones(3), None)
+    credit = DDPO(clip_range=1e-4, advantage_clip=5.0).credit(returns_of(-9.0, 1.0, steps=3), torch.ones(3), None)
     assert credit.advantages.tolist() == [[-5.0] * 3, [1.0] * 3]
     assert credit.values is None and credit.returns is None
 
 
 def test_tdpo_credit_by_hand():
-    rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
+    rewards, values = returns_of(1.0, -1.0, steps=2), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
     credit = TDPO(**TDPO_ARGS).credit(rewards, torch.ones(2), values)
     # G - V: [[.5, 0], [-.5, .5]]; z-scored per timestep: [[1, -1], [-1, 1]]
     torch.testing.assert_close(credit.advantages, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), atol=1e-5, rtol=0)
@@ -62,7 +68,7 @@ def test_tdpo_credit_by_hand():
 
 
 def test_tdpo_official_normalisation_is_over_everything():
-    rewards, values = torch.tensor([1.0, -1.0]), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
+    rewards, values = returns_of(1.0, -1.0, steps=2), torch.tensor([[0.5, 1.0], [-0.5, -1.5]])
     credit = TDPO(**TDPO_ARGS, normalise_over="all").credit(rewards, torch.ones(2), values)
     # mean .125, population sd sqrt(.171875)
     expected = (torch.tensor([[0.5, 0.0], [-0.5, 0.5]]) - 0.125) / math.sqrt(0.171875)
@@ -75,7 +81,7 @@ def test_a_constant_is_standardised_to_zero():
 
 def test_variance_weighting_by_hand():
     made = DDPO(clip_range=1e-4, advantage_clip=5.0, timestep_weighting="variance")
-    credit = made.credit(torch.tensor([2.0]), torch.tensor([3.0, 1.0]), None)  # sigma^2 9 and 1, mean 5
+    credit = made.credit(returns_of(2.0, steps=2), torch.tensor([3.0, 1.0]), None)  # sigma^2 9 and 1, mean 5
     torch.testing.assert_close(credit.advantages, torch.tensor([[2 * 9 / 5, 2 / 5]]))
     assert made.weights(torch.rand(7)).mean().item() == pytest.approx(1)
 

@@ -1,22 +1,46 @@
-"""What an algorithm is: it credits denoising steps with reward, and turns credit into losses."""
+"""What an algorithm is: what a row (a sample at a timestep slot) is worth, its credit, and what it costs, its loss."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.errors import UserError
+from src.normalise import PromptNormaliser
+from src.policy.ddim import gaussian_log_prob
+from src.policy.diffusion import DiffusionPolicy
 from src.seeding import generator_of
-from src.types import Credit
+from src.types import Credit, Metrics, Rows, States
 
-Rows = Float[Tensor, " n"]  # one entry per (sample, timestep)
+PerRow = Float[Tensor, " n"]
+
+
+@dataclass
+class Step:
+    """p_theta(x_{t-1} | x_t, c) = N(mean, std^2 I), a step of each row, with a gradient."""
+
+    mean: Float[Tensor, "n c h w"]
+    std: Float[Tensor, "n 1 1 1"]
+    at: States | None = None  # where it was taken; None for the rows' own states
+    reference_mean: Float[Tensor, "n c h w"] | None = None  # what the reference does there, where it has been asked
+
+
+@dataclass
+class Loss:
+    """What rows cost, averaged over them, and what to watch beside it."""
+
+    value: Float[Tensor, ""]
+    steps: list[Step] = field(default_factory=list)  # the policy's, for whoever keeps it near the reference
+    ratios: tuple[PerRow, PerRow] | None = None  # pi_theta / pi_old, and 1 where a clip took the gradient away
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # means over the rows, by glossary key
 
 
 class Algorithm:
-    """Base of all policy-gradient algorithms.
+    """Base of all algorithms.
 
     Args:
         schedule: `timestep` steps the optimizer on one timestep of `samples_per_update` samples at a time,
@@ -25,22 +49,29 @@ class Algorithm:
         inner_epochs: passes over a rollout.
         timestep_fraction: share of the denoising steps that are trained, the noisiest first; the rest are only sampled.
         shuffle_timesteps: an update of schedule `timestep` sees another timestep of each of its samples, as in the
-            authors' code, and not one and the same.
+            authors' code of TDPO, and not one and the same.
         timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
             grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the picture.
             `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO, 2508.04324).
+        shared_noise: samples of one prompt start from the same x_T (DanceGRPO, D3PO).
     """
 
     uses_critic = False
+    needs_reference = False  # asks what the reference does at the rows
+    needs_means = False  # asks where the policy that sampled had its means
+    needs_groups = False  # compares samples of one prompt
+    uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
+    own_kl = ""  # the option that already keeps the policy near the reference
 
     def __init__(
         self,
-        schedule: Literal["timestep", "trajectory"],
-        samples_per_update: int | None,
-        inner_epochs: int,
-        timestep_weighting: Literal["uniform", "variance"],
-        timestep_fraction: float,
+        schedule: Literal["timestep", "trajectory"] = "trajectory",
+        samples_per_update: int | None = None,
+        inner_epochs: int = 1,
+        timestep_weighting: Literal["uniform", "variance"] = "uniform",
+        timestep_fraction: float = 1.0,
         shuffle_timesteps: bool = False,
+        shared_noise: bool = False,
     ):
         if inner_epochs < 1:
             raise UserError(f"algorithm.inner_epochs={inner_epochs} must be at least 1.")
@@ -48,7 +79,7 @@ class Algorithm:
             raise UserError(f"algorithm.timestep_fraction={timestep_fraction} lies outside 0 (exclusive) to 1.")
         self.timestep_fraction, self.shuffle_timesteps = timestep_fraction, shuffle_timesteps
         self.schedule, self.samples_per_update, self.inner_epochs = schedule, samples_per_update, inner_epochs
-        self.timestep_weighting = timestep_weighting
+        self.timestep_weighting, self.shared_noise = timestep_weighting, shared_noise
 
     def trained_steps(self, num_steps: int) -> int:
         """How many of a trajectory's steps are trained."""
@@ -58,6 +89,42 @@ class Algorithm:
         """Factors of the timesteps' advantages, 1 on average."""
         raw = step_std**2 if self.timestep_weighting == "variance" else torch.ones_like(step_std)
         return raw / raw.mean()
+
+    def sampling(self, policy: DiffusionPolicy) -> AbstractContextManager:
+        """Within, the policy samples as the algorithm wants; as it is, unless an algorithm samples from another one."""
+        return nullcontext()
+
+    def after(self, policy: DiffusionPolicy, updates: int) -> Metrics:
+        """Called at the end of an iteration, after so many optimizer steps in all."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of an earlier session."""
+
+    # -------------------------------------------------------------------------------------- what a row is worth
+
+    def normalise(
+        self, rewards: Float[Tensor, " b"], prompts: Sequence[str], running: PromptNormaliser
+    ) -> Float[Tensor, " b"]:
+        """Rewards of different prompts on one scale: by each prompt's running moments; some algorithms have others."""
+        return running(rewards, prompts)
+
+    def credit(
+        self, returns: Float[Tensor, "b t"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+    ) -> Credit:
+        """What each step is worth.
+
+        Args:
+            returns: of each step, in normalised reward: the reward at the end, less what a regulariser takes from it.
+            step_std: standard deviation sigma_t of every trained step.
+            values: the critic's, of the states before them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define credit")
+
+    # --------------------------------------------------------------------------------------- what a row costs
 
     def updates(self, b: int, t: int, *keys: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """(sample, timestep slot) rows of each optimizer step: timesteps in sampling order, row by row.
@@ -81,43 +148,32 @@ class Algorithm:
                     for group in groups:
                         yield group, slots[group, k]
 
-    def credit(
-        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
-    ) -> Credit:
-        """What each step is worth.
+    def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
+        """What these rows cost, with a gradient in the policy's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} does not define loss")
 
-        Args:
-            rewards: normalised per prompt.
-            step_std: standard deviation sigma_t of every trained step.
-            values: the critic's, of the states before them.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not define credit")
-
-    def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> "PolicyLoss":
-        raise NotImplementedError(f"{type(self).__name__} does not define policy_loss")
-
-    def critic_loss(self, value: Rows, old_value: Rows, target: Rows) -> Float[Tensor, ""]:
+    def critic_loss(self, value: PerRow, old_value: PerRow, target: PerRow) -> Float[Tensor, ""]:
         raise NotImplementedError(f"{type(self).__name__} has no critic")
 
 
-@dataclass
-class PolicyLoss:
-    """A loss and what to watch beside it."""
-
-    loss: Float[Tensor, ""]
-    ratio: Rows  # pi_theta / pi_old of each row
-    clipped: Rows  # 1 where the clip took the gradient away
+def step_and_log_prob(rows: Rows, policy: DiffusionPolicy) -> tuple[Step, PerRow]:
+    """p_theta(x_{t-1} | x_t, c) at the rows, and its log-density of the x_{t-1} sampled (mean over dimensions)."""
+    mean, std = policy.step_distribution(rows.x_t, rows.t, rows.prompt_states)
+    return Step(mean, std), gaussian_log_prob(rows.x_prev, mean, std)
 
 
-def clipped_surrogate(log_prob: Rows, old_log_prob: Rows, advantage: Rows, clip_range: float) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), as a loss: its negative, averaged over rows."""
-    ratio = (log_prob - old_log_prob).exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
-    out_of_range = torch.where(advantage > 0, ratio > 1 + clip_range, ratio < 1 - clip_range)
-    return PolicyLoss(-surrogate.mean(), ratio.detach(), (out_of_range & (advantage != 0)).float())
+def clipped_surrogate(log_ratio: PerRow, advantage: PerRow, low: float, high: float | None = None) -> Loss:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), as a loss: its negative, averaged over rows.
+
+    The ratio pi_theta / pi_old is clipped to 1 - low .. 1 + high (null: low).
+    """
+    ratio, high = log_ratio.exp(), low if high is None else high
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    out_of_range = torch.where(advantage > 0, ratio > 1 + high, ratio < 1 - low)
+    return Loss(-surrogate.mean(), ratios=(ratio.detach(), (out_of_range & (advantage != 0)).float()))
 
 
-def clipped_value_loss(value: Rows, old_value: Rows, target: Rows, clip_range: float) -> Float[Tensor, ""]:
+def clipped_value_loss(value: PerRow, old_value: PerRow, target: PerRow, clip_range: float) -> Float[Tensor, ""]:
     """Half the larger of the squared errors of V and of V kept within `clip_range` of its old value, averaged."""
     near = old_value + (value - old_value).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((value - target) ** 2, (near - target) ** 2).mean()

@@ -4,39 +4,32 @@ Every step of a trajectory gets the same credit, the per-prompt normalised rewar
 sampled estimator is PPO-clipped (section 4.3, DDPO_IS). The policy is updated on whole trajectories.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from src.algorithms.base import Algorithm, PolicyLoss, Rows, clipped_surrogate
-from src.types import Credit
+from src.algorithms.base import Algorithm, Loss, clipped_surrogate, step_and_log_prob
+from src.policy.diffusion import DiffusionPolicy
+from src.types import Credit, Rows
 
 
 class DDPO(Algorithm):
-    """A_t = clip(normalised reward, +-advantage_clip) for all t."""
+    """A_t = clip(return of step t, +-advantage_clip); all returns of a trajectory are its normalised reward, unless a
+    regulariser has its part of them.
+    """
 
-    def __init__(
-        self,
-        clip_range: float,
-        advantage_clip: float,
-        schedule: Literal["timestep", "trajectory"] = "trajectory",
-        samples_per_update: int | None = None,
-        inner_epochs: int = 1,
-        timestep_weighting: Literal["uniform", "variance"] = "uniform",
-        timestep_fraction: float = 1.0,
-        shuffle_timesteps: bool = False,
-    ):
-        super().__init__(
-            schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction, shuffle_timesteps
-        )
+    def __init__(self, clip_range: float, advantage_clip: float, **schedule: Any):
+        super().__init__(**schedule)
         self.clip_range, self.advantage_clip = clip_range, advantage_clip
 
     def credit(
-        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+        self, returns: Float[Tensor, "b t"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
     ) -> Credit:
-        clipped = rewards.clamp(-self.advantage_clip, self.advantage_clip)
-        return Credit(advantages=clipped[:, None] * self.weights(step_std))
+        return Credit(returns.clamp(-self.advantage_clip, self.advantage_clip) * self.weights(step_std))
 
-    def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
-        return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)
+    def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
+        step, log_prob = step_and_log_prob(rows, policy)
+        loss = clipped_surrogate(log_prob - rows.old_log_prob, rows.advantage, self.clip_range)
+        return replace(loss, steps=[step])

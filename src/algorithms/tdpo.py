@@ -10,14 +10,16 @@ and clipped; an update sees one and the same timestep of all its samples (theirs
 `shuffle_timesteps`).
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from src.algorithms.base import Algorithm, PolicyLoss, Rows, clipped_surrogate, clipped_value_loss
+from src.algorithms.base import Algorithm, Loss, PerRow, clipped_surrogate, clipped_value_loss, step_and_log_prob
 from src.normalise import standardise
-from src.types import Credit
+from src.policy.diffusion import DiffusionPolicy
+from src.types import Credit, Rows
 
 
 class TDPO(Algorithm):
@@ -32,29 +34,24 @@ class TDPO(Algorithm):
         advantage_clip: float,
         normalise_over: Literal["timestep", "all"] = "timestep",
         schedule: Literal["timestep", "trajectory"] = "timestep",
-        samples_per_update: int | None = None,
-        inner_epochs: int = 1,
-        timestep_weighting: Literal["uniform", "variance"] = "uniform",
-        timestep_fraction: float = 1.0,
-        shuffle_timesteps: bool = False,
+        **others: Any,
     ):
-        super().__init__(
-            schedule, samples_per_update, inner_epochs, timestep_weighting, timestep_fraction, shuffle_timesteps
-        )
+        super().__init__(schedule, **others)
         self.clip_range, self.value_clip_range, self.advantage_clip = clip_range, value_clip_range, advantage_clip
         self.normalise_over = normalise_over
 
     def credit(
-        self, rewards: Float[Tensor, " b"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+        self, returns: Float[Tensor, "b t"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
     ) -> Credit:
         assert values is not None, "TDPO needs a critic"
-        returns = rewards[:, None].expand(-1, len(step_std))
         axes = (0,) if self.normalise_over == "timestep" else (0, 1)
         advantages = standardise(returns - values, axes).clamp(-self.advantage_clip, self.advantage_clip)
         return Credit(advantages * self.weights(step_std), returns, values)
 
-    def policy_loss(self, log_prob: Rows, old_log_prob: Rows, advantage: Rows) -> PolicyLoss:
-        return clipped_surrogate(log_prob, old_log_prob, advantage, self.clip_range)
+    def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
+        step, log_prob = step_and_log_prob(rows, policy)
+        loss = clipped_surrogate(log_prob - rows.old_log_prob, rows.advantage, self.clip_range)
+        return replace(loss, steps=[step])
 
-    def critic_loss(self, value: Rows, old_value: Rows, target: Rows) -> Float[Tensor, ""]:
+    def critic_loss(self, value: PerRow, old_value: PerRow, target: PerRow) -> Float[Tensor, ""]:
         return clipped_value_loss(value, old_value, target, self.value_clip_range)

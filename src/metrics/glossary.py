@@ -37,6 +37,14 @@ GLOSSARY: dict[str, Entry] = {
         "-", "the same of the k-th denoising step's updates, where each has one timestep"
     ),
     "policy/advantage_std": Entry("sd", "standard deviation of the advantages over samples and timesteps"),
+    "kl/reference": Entry(
+        "nats", "KL of the policy that sampled from its reference, a trajectory's, at visited states"
+    ),
+    "nft/eta": Entry("share", "of v_old that is kept when it follows v", "Zheng et al. 2025 (DiffusionNFT)"),
+    "preference/accuracy": Entry("share", "pairs whose preferred sample the policy has raised more than the other"),
+    "regulariser/loss": Entry("-", "what the regulariser adds to the policy's loss, mean over optimizer steps"),
+    "regulariser/beta": Entry("sd / nat", "coefficient of the KL in this iteration", "Ziegler et al. 2019"),
+    "regulariser/moved": Entry("0 or 1", "1 where the reference became the policy after this iteration"),
     "critic/loss": Entry(
         "reward^2",
         "clipped regression loss in normalised reward, mean over optimizer steps",

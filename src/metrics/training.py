@@ -1,9 +1,13 @@
 """Metrics of one iteration, from tensors the finetuner has at hand."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from src.ranks import Ranks
 from src.resets.ops import Mask, Scores, overlap
 from src.types import Credit, Metrics
 
@@ -47,11 +51,47 @@ class RatioStatistics:
         self.sums.index_add_(1, slots.to(off.device), torch.stack([torch.ones_like(off), off, off**2, clipped]))
 
     def metrics(self) -> Metrics:
-        """Mean and standard deviation of the ratio, and clip fraction; then the same of each step."""
+        """Mean and standard deviation of the ratio, and clip fraction; then the same of each step. {} without rows."""
+        if not self.sums[0].any():
+            return {}
         values = {f"policy/{name}": value.item() for name, value in _ratio_moments(self.sums.sum(1)).items()}
         for name, by_step in _ratio_moments(self.sums).items():
             values |= {f"policy/{name}/step_{k}": value for k, value in enumerate(by_step.tolist())}
         return values
+
+
+class UpdateTally:
+    """What an iteration's optimizer steps came to: means of losses, gradient norms and ratios."""
+
+    def __init__(self, num_steps: int, device: torch.device):
+        self.steps = 0
+        self.ratios = RatioStatistics(num_steps, device)
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        self._norms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        self._by_step: dict[int, list[Tensor]] = defaultdict(list)  # gradient norms of the policy
+
+    def add(self, share: float, values: Mapping[str, Float[Tensor, ""]]) -> None:
+        """Means over a share of an optimizer step's rows."""
+        for name, value in values.items():
+            self._sums[name] += share * value.detach()
+
+    def count_step(self, norms: Mapping[str, Float[Tensor, ""]], slot: int | None) -> None:
+        """An optimizer step with these gradient norms, of this timestep slot where all its rows have one."""
+        self.steps += 1
+        for name, norm in norms.items():
+            self._norms[name] += norm
+        if slot is not None:
+            self._by_step[slot].append(norms["policy/grad_norm"])
+
+    def means(self, ranks: Ranks) -> Metrics:
+        """Of all ranks' rows."""
+        names = ranks.union(self._sums)
+        sums = {name: self._sums[name] for name in names}
+        ranks.add_up([*sums.values(), self.ratios.sums])
+        steps = max(1, self.steps)
+        means = {name: total.item() / steps for name, total in (sums | self._norms).items()} | self.ratios.metrics()
+        by_step = {k: torch.stack(norms).mean().item() for k, norms in sorted(self._by_step.items())}
+        return means | {f"policy/grad_norm/step_{k}": norm for k, norm in by_step.items()}
 
 
 def _ratio_moments(sums: Float[Tensor, "4 ..."]) -> dict[str, Float[Tensor, "..."]]:

@@ -58,9 +58,11 @@ def gaussian_log_prob(x: Latents, mean: Latents, std: Float[Tensor, "b 1 1 1"]) 
     return (-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)).mean((1, 2, 3))
 
 
-def gaussian_kl(mean: Latents, reference: Latents, std: Float[Tensor, "b 1 1 1"]) -> PerSample:
-    """KL(N(mean, std^2) || N(reference, std^2)) in nats, summed over latent dimensions."""
-    return (((mean - reference) / std) ** 2).sum((1, 2, 3)) / 2
+def gaussian_kl(
+    mean: Float[Tensor, "*rows c h w"], reference: Float[Tensor, "*rows c h w"], std: Float[Tensor, "*#rows 1 1 1"]
+) -> Float[Tensor, "*rows"]:
+    """KL(N(mean, std^2) || N(reference, std^2)) = |mean - reference|^2 / (2 std^2) in nats, summed over dimensions."""
+    return (((mean - reference) / std) ** 2).sum((-3, -2, -1)) / 2
 
 
 def _expand(value: PerSample, like: Latents) -> Float[Tensor, "b 1 1 1"]:

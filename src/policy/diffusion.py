@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -164,6 +164,22 @@ class DiffusionPolicy(LightningModule):
         alpha_bar, _ = ddim.alpha_bars(self.scheduler, t)
         return ddim.predicted_clean(output, x_t, alpha_bar, self.scheduler.config.prediction_type)[0]
 
+    def predicted_noise(self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]) -> ddim.Latents:
+        """The noise that it stands for."""
+        alpha_bar, _ = ddim.alpha_bars(self.scheduler, t)
+        return ddim.predicted_clean(output, x_t, alpha_bar, self.scheduler.config.prediction_type)[1]
+
+    def noised(self, x_0: ddim.Latents, t: Int[Tensor, " b"], noise: ddim.Latents) -> ddim.Latents:
+        """x_t of the forward process: sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise."""
+        alpha_bar, _ = (part.view(-1, 1, 1, 1) for part in ddim.alpha_bars(self.scheduler, t))
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+
+    def output_gains(self) -> Float[Tensor, " t"]:
+        """|d mean / d output| of every sampling step: how far the network's output moves x_{t-1}."""
+        zeros = torch.zeros(self.num_steps, 1, 1, 1, device=self.device)
+        still, moved = (self.step_of(output, zeros, self.timesteps)[0] for output in (zeros, zeros + 1))
+        return (moved - still).abs().flatten()
+
     def log_prob(
         self, x_prev: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
     ) -> Float[Tensor, " b"]:
@@ -186,6 +202,19 @@ class DiffusionPolicy(LightningModule):
             finally:
                 self.unet = tuned
 
+    @contextmanager
+    def holding(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """The trained parameters have these values, in the order of `trainable`, for as long as the context lasts."""
+        trained = self.trainable()
+        own = [parameter.data for parameter in trained]
+        try:
+            for parameter, value in zip(trained, weights, strict=True):
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in zip(trained, own, strict=True):
+                parameter.data = value
+
     @torch.no_grad()
     def kl_to_base(self, rollout: Rollout) -> Float[Tensor, "b t"]:
         """KL(p_theta || p_base) of each step at the states a rollout visited, nats, summed over latent dimensions."""
@@ -202,43 +231,60 @@ class DiffusionPolicy(LightningModule):
             columns.append(torch.cat(parts))
         return torch.stack(columns, 1)
 
-    def noise(self, seeds: list[int]) -> Float[Tensor, "b t1 c h w"]:
-        """All the randomness of a trajectory, a function of the sample's own seed: x_T, then one draw a step."""
+    def noise(self, seeds: list[int], starts: list[int] | None = None) -> Float[Tensor, "b t1 c h w"]:
+        """All the randomness of a trajectory, a function of the sample's own seed: x_T, then one draw a step.
+
+        `starts` are other seeds, of x_T alone.
+        """
         shape = (self.num_steps + 1, *self.latent_shape)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        for draw, start in zip(draws, starts or [], strict=starts is not None):
+            draw[0] = torch.randn(shape, generator=torch.Generator().manual_seed(start))[0]
         return torch.stack(draws).to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: list[str], seeds: list[int], keep_predicted: bool = False) -> Rollout:
-        """Samples one trajectory a prompt, in batches of `sampling_batch`; on request keeps every predicted x_0."""
-        parts = [
-            self._sample_batch(prompts[i : i + self.sampling_batch], seeds[i : i + self.sampling_batch], keep_predicted)
-            for i in range(0, len(prompts), self.sampling_batch)
-        ]
-        latents, log_probs, images, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Rollout(prompts, latents, self.timesteps, log_probs, images, predicted if keep_predicted else None)
+    def sample(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        keep_predicted: bool = False,
+        keep_means: bool = False,
+        starts: list[int] | None = None,
+    ) -> Rollout:
+        """Samples one trajectory a prompt, in batches of `sampling_batch`; keeps predicted x_0 and means on request.
+
+        seeds, starts: see `noise`.
+        """
+        parts = []
+        for i in range(0, len(prompts), self.sampling_batch):
+            part = slice(i, i + self.sampling_batch)
+            noise = self.noise(seeds[part], starts[part] if starts else None)
+            parts.append(self._sample_batch(prompts[part], noise, keep_predicted, keep_means))
+        latents, log_probs, images, predicted, means = (torch.cat(column) for column in zip(*parts, strict=True))
+        kept = {"predicted": predicted if keep_predicted else None, "means": means if keep_means else None}
+        return Rollout(prompts, seeds, latents, self.timesteps, log_probs, images, **kept)
 
     def _sample_batch(
-        self, prompts: list[str], seeds: list[int], keep_predicted: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, prompts: list[str], noise: Float[Tensor, "b t1 c h w"], keep_predicted: bool, keep_means: bool
+    ) -> tuple[Tensor, ...]:
         text = self.encode_prompts(prompts)
-        noise = self.noise(seeds)
         x_t = noise[:, 0] * self.scheduler.init_noise_sigma
-        latents, log_probs, predicted = [x_t], [], []
+        latents, log_probs, predicted, means = [x_t], [], [], []
         for i, t in enumerate(self.timesteps.unsqueeze(1).expand(-1, len(prompts))):
             output = self.predict(x_t, t, text)
             if keep_predicted:
                 predicted.append(self.predicted_clean(output, x_t, t))
             mean, std = self.step_of(output, x_t, t)
+            if keep_means:
+                means.append(mean)
             x_t = mean + std * noise[:, i + 1]
             log_probs.append(ddim.gaussian_log_prob(x_t, mean, std))
             latents.append(x_t)
-        clean = torch.stack(predicted, 1) if keep_predicted else torch.empty(0)
-        return torch.stack(latents, 1), torch.stack(log_probs, 1), self.decode(x_t), clean
+        kept = [torch.stack(column, 1) if column else torch.empty(0) for column in (predicted, means)]
+        return torch.stack(latents, 1), torch.stack(log_probs, 1), self.decode(x_t), *kept
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures in [0, 1] from latents as the UNet sees them."""
+        """Pictures in [0, 1] from latents as the UNet sees them; differentiable where no pixel is clamped."""
         pictures = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 

@@ -42,6 +42,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         algorithm=algorithm,
         critic=critic,
         reset=reset,
+        regulariser=build(cfg["regulariser"]),
         normaliser=build(cfg["normaliser"]),
         optimizer=build(cfg["optimizer"]),
         critic_optimizer=build(cfg["critic_optimizer"]),

@@ -1,0 +1,60 @@
+"""What keeps a policy near its reference: a part of every step's return, or of every row's loss."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from src.algorithms.base import Loss
+from src.policy.ddim import gaussian_kl
+from src.policy.reference import Reference
+from src.ranks import Ranks
+from src.types import Metrics, Rollout, Rows
+
+
+class Regulariser:
+    """Base: nothing is asked of the reference, and nothing is added."""
+
+    needs_reference = False
+
+    def returns(
+        self, returns: Float[Tensor, "b t"], rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks
+    ) -> Float[Tensor, "b t"]:
+        """The returns of all ranks' samples, less what this takes from them; the rollout is this rank's."""
+        return returns
+
+    def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""] | None:
+        """What rows cost beside the algorithm's loss of them, averaged over them; None for nothing."""
+        return None
+
+    def after(self, kl: float | None, dimensions: int, reference: Reference, iteration: int) -> Metrics:
+        """Called at the end of an iteration, counted from 1.
+
+        Args:
+            kl: of its rollout from the reference, nats a trajectory; None where nobody asked.
+            dimensions: of a latent.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of an earlier session."""
+
+
+def trajectory_kl(rollout: Rollout, step_std: Float[Tensor, " t"]) -> Float[Tensor, " b"]:
+    """KL of the policy that sampled from the reference, exact in each step, summed over steps: nats."""
+    assert rollout.means is not None and rollout.reference_means is not None
+    return gaussian_kl(rollout.means, rollout.reference_means, step_std.view(1, -1, 1, 1, 1)).sum(1)
+
+
+def log_ratios(rollout: Rollout, step_std: Float[Tensor, " t"]) -> Float[Tensor, "b t"]:
+    """log p(x_{t-1} | x_t) - log p_ref(x_{t-1} | x_t) of every step that was sampled, summed over dimensions: nats.
+
+    As |x - mu_ref|^2 - |x - mu|^2 = 2 (mu - mu_ref) . (x - (mu + mu_ref) / 2): no difference of large numbers.
+    """
+    assert rollout.means is not None and rollout.reference_means is not None
+    apart = rollout.means - rollout.reference_means
+    middle = (rollout.means + rollout.reference_means) / 2
+    return (apart * (rollout.latents[:, 1:] - middle)).sum((-3, -2, -1)) / step_std.square()

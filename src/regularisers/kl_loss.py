@@ -1,0 +1,40 @@
+"""A KL penalty in the loss: beta times the exact KL of every row's step, with its own gradient (Flow-GRPO, 2505.05470).
+
+The states are those that were sampled: that where the policy goes changes what later steps cost is left out, as in the
+public code.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from src.algorithms.base import Loss
+from src.errors import UserError
+from src.policy.ddim import gaussian_kl
+from src.policy.reference import Reference
+from src.regularisers.near import NearReference
+from src.types import Rows
+
+
+class KLLoss(NearReference):
+    """L + beta mean_rows |mu_theta - mu_ref|^2 / (2 sigma_t^2), the square averaged over latent dimensions.
+
+    Averaged, as the log-probabilities of the policy gradient are: so beta means what it means in kl_reward.
+    """
+
+    def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""]:
+        return self.beta * self.kl(rows, loss, reference).mean()
+
+    def kl(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, " n"]:
+        """Of each row, per latent dimension; the mean over the steps that its loss took."""
+        if not loss.steps:
+            raise UserError(
+                "regulariser: this algorithm's loss takes no step of the policy whose KL could be counted; choose "
+                "regulariser=none or ema."
+            )
+        kls = []
+        for step in loss.steps:
+            base = step.reference_mean
+            if base is None:
+                base = rows.reference_mean if step.at is None else reference.mean(step.at)
+            kls.append(gaussian_kl(step.mean, base, step.std) / base[0].numel())
+        return sum(kls[1:], kls[0]) / len(kls)
