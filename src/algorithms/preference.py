@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,11 +38,10 @@ class Preference(Algorithm):
 
 
 def best_and_worst(worth: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """For the best sample of each group (the first of several) the worst one; -1 for all others."""
+    """For the best sample of each group the worst one; -1 for all others, and where all are as good."""
+    order = np.lexsort((worth.cpu().numpy(), group.numpy()))  # by group, and within it from worst to best
+    first = np.flatnonzero(np.diff(group.numpy()[order], prepend=-1))
+    worst, best = (torch.from_numpy(order[ends]) for ends in (first, np.append(first[1:], len(order)) - 1))
     partners = torch.full((len(worth),), -1)
-    for k in group.unique():
-        members = (group == k).nonzero().flatten()
-        own = worth.cpu()[members]
-        if own.max() > own.min():
-            partners[members[own.argmax()]] = members[own.argmin()]
+    partners[best] = torch.where(worth[best] > worth[worst], worst.to(worth.device), -1).cpu()
     return partners

@@ -1,0 +1,106 @@
+"""A one-step Gaussian bandit with the interface of a policy, on which everything has a closed form.
+
+x_0 ~ N(theta, s^2 I) whatever x_T; the base has theta = 0, and the reward is g . x_0. So E r = g . theta, and the KL
+from the base is |theta|^2 / (2 s^2). The network's output is its prediction of x_0, theta; the forward process noises
+x_0 to a signal power of `alpha_bar`.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from lightning import LightningModule
+
+from src.policy.diffusion import DiffusionPolicy
+from src.rewards.base import RewardModel
+from src.types import Credit, Rollout, Rows
+
+ZOOM = 1e-3  # of pictures about grey, so that they stay within [0, 1]
+
+
+class Bandit(DiffusionPolicy):
+    num_steps, sampling_batch = 1, 10**9
+    timesteps, step_std = torch.tensor([7]), None
+
+    def __init__(self, shape=(3, 1, 1), std=0.5, theta=0.0, alpha_bar=0.6):
+        LightningModule.__init__(self)
+        self.theta = torch.nn.Parameter(torch.full(shape, theta) if isinstance(theta, float) else theta.clone())
+        self.std, self.alpha_bar = std, torch.tensor(alpha_bar)
+        self.step_std = torch.tensor([std])
+
+    def trainable(self):
+        return [self.theta]
+
+    def encode_prompts(self, prompts):
+        return torch.zeros(len(prompts), 1, 1)
+
+    def predict(self, x_t, t, text):
+        return self.theta.expand(len(x_t), *self.theta.shape)
+
+    def step_of(self, output, x_t, t):
+        return output, torch.full((len(x_t), 1, 1, 1), self.std)
+
+    def step_distribution(self, x_t, t, text):
+        return self.step_of(self.predict(x_t, t, text), x_t, t)
+
+    def predicted_clean(self, output, x_t, t):
+        return output
+
+    def predicted_noise(self, output, x_t, t):
+        return (x_t - self.alpha_bar.sqrt() * output) / (1 - self.alpha_bar).sqrt()
+
+    def noised(self, x_0, t, noise):
+        return self.alpha_bar.sqrt() * x_0 + (1 - self.alpha_bar).sqrt() * noise
+
+    def output_gains(self):
+        return torch.ones(1)
+
+    def noise(self, seeds):
+        return self.drawn[: len(seeds)]
+
+    def decode(self, latents):
+        return 0.5 + ZOOM * latents
+
+    @contextmanager
+    def holding(self, weights):
+        own = self.theta.data
+        self.theta.data = weights[0]
+        yield
+        self.theta.data = own
+
+    @contextmanager
+    def as_base(self):
+        with self.holding([torch.zeros_like(self.theta)]):
+            yield
+
+    @torch.no_grad()
+    def sample(self, n: int, group: int = 1, seed: int = 0) -> Rollout:
+        rng = torch.Generator().manual_seed(seed)
+        self.drawn = torch.randn(n, 2, *self.theta.shape, generator=rng)
+        mean = self.theta.detach().expand(n, 1, *self.theta.shape)
+        latents = torch.stack([self.drawn[:, 0], mean[:, 0] + self.std * self.drawn[:, 1]], 1)
+        log_probs = -0.5 * self.drawn[:, 1:].square().mean((2, 3, 4)) - torch.log(torch.tensor(self.std))
+        log_probs = log_probs - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+        prompts = [f"prompt {i // group}" for i in range(n)]
+        images = torch.zeros(n, 3, 1, 1)
+        zeros = torch.zeros_like(mean)
+        return Rollout(prompts, list(range(n)), latents, self.timesteps, log_probs, images, None, mean, zeros)
+
+
+class Linear(RewardModel):
+    """g . x_0, read off the decoded picture."""
+
+    embed_dim = 3
+
+    def __init__(self, g: torch.Tensor):
+        super().__init__()
+        self.g = g
+
+    def forward(self, images, prompts):
+        return ((images - 0.5) / ZOOM * self.g).sum((1, 2, 3))
+
+
+def rows_of(rollout: Rollout, credit: Credit, reward=None, reference=None, draw: int = 0) -> Rows:
+    n = len(rollout)
+    samples = torch.arange(n) if credit.partners is None else (credit.partners >= 0).nonzero().flatten()
+    slots = torch.zeros(len(samples), dtype=torch.long)
+    return Rows(rollout, credit, torch.zeros(n, 1, 1), samples, slots, reward, reference, draw)
