@@ -86,7 +86,7 @@ class RewardFinetuner(LightningModule):
         self.reset = ResetPhase(reset, critic, policy, microbatch, seed, neuron_probe, neuron_probe_scattered)
         self.lr_factor, self.lr_ramp = lr_factor, lr_ramp
         self.critic_epochs, self.critic_gradient_factor = critic_epochs, critic_gradient_factor
-        self.iteration = self.reward_queries = self.optimizer_steps = 0
+        self.iteration = self.samples = self.reward_queries = self.reward_gradients = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.latest: Metrics = {}  # the row of the last iteration
 
@@ -108,6 +108,7 @@ class RewardFinetuner(LightningModule):
             rollout = self.sample(batch)
         with self._timed("rewards"):
             rewards = self.score(rollout)
+            looked = self.regulariser.look(rollout, rewards, batch, self.ranks)
         rollout = rollout.noisiest(self.algorithm.trained_steps(self.policy.num_steps))
         with self._timed("critic_features"):
             features = None
@@ -119,8 +120,8 @@ class RewardFinetuner(LightningModule):
             credit = self.credit(batch, rewards, rollout, features)
             metrics = self.update(rollout, credit, features)
         self.iteration += 1
-        self.reward_queries += len(batch)
-        metrics |= {"kl/reference": kl} if kl is not None else {}
+        self._count(len(batch))
+        metrics |= looked | {"kl/reference": kl} if kl is not None else {}
         metrics |= self.regulariser.after(kl, rollout.x_0[0].numel(), self.reference, self.iteration)
         metrics |= self.algorithm.after(self.policy, self.optimizer_steps)
         with self._timed("reset"):
@@ -171,7 +172,7 @@ class RewardFinetuner(LightningModule):
         values = None
         if self.critic is not None and features is not None:
             values = self.critic.values(features, self.ranks)
-        return self.algorithm.credit(returns, step_std, values)
+        return self.regulariser.credited(self.algorithm.credit(returns, step_std, values))
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
@@ -184,9 +185,10 @@ class RewardFinetuner(LightningModule):
             for part in torch.arange(len(samples)).split(self.microbatch):
                 if len(part):  # else all of these samples are other ranks'
                     i, j = samples[part], slots[part]
-                    rows = Rows(rollout, own, text, i, j, self.reward, self.reference, draw)
+                    rows = Rows(rollout, own, text, i, j, self.reward, self.reference, draw, self.ranks.part(b).start)
                     self._descend(rows, features, len(part) / total, tally)
             tally.count_step(self._optimizer_step(), slot)
+            self.regulariser.stepped(self.policy)
         if features is not None:
             self._critic_passes(features, own, b)
         self.optimizer_steps += tally.steps
@@ -197,6 +199,13 @@ class RewardFinetuner(LightningModule):
         return means
 
     # ---------------------------------------------------------------------------------------------- parts of phases
+
+    def _count(self, samples: int) -> None:
+        """An iteration's samples, and what was asked of rewards about them: once for each picture and reward."""
+        gradients = self.algorithm.gradients_a_sample
+        self.samples += samples
+        self.reward_queries += samples * (self.reward.queries * max(1, gradients) + self.regulariser.extra_queries)
+        self.reward_gradients += samples * self.reward.queries * gradients
 
     def _set_learning_rate(self) -> None:
         """A function of the iteration alone, so that a resumed run has it too."""
@@ -319,6 +328,7 @@ class RewardFinetuner(LightningModule):
         row: Metrics = {
             "iteration": self.iteration,
             "reward_queries": self.reward_queries,
+            "reward_gradients": self.reward_gradients,
             "optimizer_steps": self.optimizer_steps,
             "seconds": round(sum(self.phase_seconds.values()), 3),
         }
@@ -335,6 +345,9 @@ class RewardFinetuner(LightningModule):
             optimizers.append(self._critic_optimizer(list(self.critic.parameters())))
         return optimizers
 
+    def on_train_start(self) -> None:
+        self.regulariser.begun(self.policy)
+
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: what is trained, with Adam's two moments of it."""
         return 3 * sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
@@ -348,7 +361,9 @@ class RewardFinetuner(LightningModule):
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint["progress"] = {
             "iteration": self.iteration,
+            "samples": self.samples,
             "reward_queries": self.reward_queries,
+            "reward_gradients": self.reward_gradients,
             "optimizer_steps": self.optimizer_steps,
             "phase_seconds": self.phase_seconds,
             "stopped": bool(self.trainer.should_stop),  # by a callback, before its time
@@ -364,6 +379,8 @@ class RewardFinetuner(LightningModule):
         self.normaliser.load_state_dict(progress["normaliser"])
         self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
         self.optimizer_steps = progress["optimizer_steps"]
+        self.samples = progress.get("samples", self.reward_queries)  # runs of earlier versions: one query a sample
+        self.reward_gradients = progress.get("reward_gradients", 0)
         self.phase_seconds |= progress["phase_seconds"]
         for part in ("algorithm", "regulariser"):  # runs of earlier versions have neither
             if progress.get(part):

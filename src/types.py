@@ -86,6 +86,7 @@ class Rows:
     reward: Any = None  # the RewardModel that is trained on
     reference: Any = None  # the policy's Reference
     draw: int = 0  # a seed that all rows of an optimizer step share
+    first: int = 0  # of this rank's samples, among all
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -199,7 +199,7 @@ def test_dpoks_optimum_is_sigma_squared_g_times_the_ratio_of_its_weights():
 def test_an_adaptive_beta_finds_its_target(unit):
     """The best policy at a KL of k nats: theta = s sqrt(2 k) along g."""
     k = 0.02
-    regulariser = KLLoss(beta=1.0, target=k / (D if unit == "dimension" else 1), target_unit=unit, gain=1.0)
+    regulariser = KLLoss(beta=1.0, target=k / (D if unit == "dimension" else 1), unit=unit, gain=1.0)
     theta = optimum(DDPO(**WIDE), regulariser, steps=600)
     assert_near(theta, S * math.sqrt(2 * k) * G / G.norm(), share=0.05)
 

@@ -61,6 +61,8 @@ class Algorithm:
     needs_means = False  # asks where the policy that sampled had its means
     needs_groups = False  # compares samples of one prompt
     uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
+    weighs_rows = True  # by their advantages; otherwise rows are pairs, or all alike
+    gradients_a_sample = 0  # pictures that the reward's gradient is taken of
     own_kl = ""  # the option that already keeps the policy near the reference
 
     def __init__(

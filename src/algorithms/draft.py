@@ -35,6 +35,7 @@ class DRaFT(ThroughReward):
         if renoised and last_steps != 1:
             raise UserError(f"algorithm.renoised={renoised} is for one last step; choose algorithm.last_steps=1.")
         self.last_steps, self.renoised = last_steps, renoised
+        self.gradients_a_sample *= 1 + renoised
 
     def denoise(self, rows: Rows, policy: DiffusionPolicy) -> tuple[Float[Tensor, "n c h w"], list[Step]]:
         last = min(self.last_steps, policy.num_steps)

@@ -28,10 +28,11 @@ class ThroughReward(Algorithm):
         checkpoint_steps: a step's activations are computed again in the backward pass, not kept.
     """
 
-    uses_returns = False
+    uses_returns = weighs_rows = False
 
     def __init__(self, checkpoint_steps: bool = False, **schedule: Any):
         super().__init__(**schedule)
+        self.gradients_a_sample = self.inner_epochs
         self.checkpoint_steps = checkpoint_steps
         self.moments: tuple[float, float] | None = None  # of the reward on the base's pictures
 

@@ -21,6 +21,7 @@ GLOSSARY: dict[str, Entry] = {
     "kind": Entry("-", "what the row is: iteration, evaluation or watch"),
     "iteration": Entry("iterations", "rounds of sampling and training done"),
     "reward_queries": Entry("images", "images scored for training; the x-axis of every curve"),
+    "reward_gradients": Entry("images", "images that the reward's gradient was taken of, for training"),
     "optimizer_steps": Entry("steps", "optimizer steps of the policy"),
     "seconds": Entry("s", "training time so far, evaluation and logging excluded"),
     "reward/<reward>/mean": Entry("reward", "raw training reward, mean over the iteration's samples"),
@@ -40,6 +41,9 @@ GLOSSARY: dict[str, Entry] = {
     "kl/reference": Entry(
         "nats", "KL of the policy that sampled from its reference, a trajectory's, at visited states"
     ),
+    "gardo/quantile": Entry("share", "q: of the samples that rewards disagree on, those that pay", "GARDO, 2512.24138"),
+    "gardo/gated": Entry("share", "samples that pay the KL", "GARDO, 2512.24138"),
+    "gardo/diversity": Entry("-", "mean factor of credit, by distance from others of the prompt", "GARDO, 2512.24138"),
     "nft/eta": Entry("share", "of v_old that is kept when it follows v", "Zheng et al. 2025 (DiffusionNFT)"),
     "preference/accuracy": Entry("share", "pairs whose preferred sample the policy has raised more than the other"),
     "regulariser/loss": Entry("-", "what the regulariser adds to the policy's loss, mean over optimizer steps"),

@@ -1,5 +1,6 @@
 """What keeps a policy near its reference: a part of every step's return, or of every row's loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -7,15 +8,27 @@ from torch import Tensor
 
 from src.algorithms.base import Loss
 from src.policy.ddim import gaussian_kl
+from src.policy.diffusion import DiffusionPolicy
 from src.policy.reference import Reference
 from src.ranks import Ranks
-from src.types import Metrics, Rollout, Rows
+from src.types import Credit, Metrics, Rollout, Rows
 
 
 class Regulariser:
     """Base: nothing is asked of the reference, and nothing is added."""
 
     needs_reference = False
+    needs_returns = False  # has its part of what a step is worth
+    needs_credit = False  # weighs what a row is worth
+    extra_queries = 0  # scores of other rewards that it asks for, a picture
+    averaged: list[Tensor] | None = None  # trained parameters that are evaluated and saved beside the raw ones
+
+    def begun(self, policy: DiffusionPolicy) -> None:
+        """Called before the first iteration of a session, when an earlier one's state is there."""
+
+    def look(self, rollout: Rollout, rewards: Float[Tensor, " b"], prompts: Sequence[str], ranks: Ranks) -> Metrics:
+        """At a rollout, this rank's, when its rewards are known, all ranks'."""
+        return {}
 
     def returns(
         self, returns: Float[Tensor, "b t"], rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks
@@ -23,9 +36,16 @@ class Regulariser:
         """The returns of all ranks' samples, less what this takes from them; the rollout is this rank's."""
         return returns
 
+    def credited(self, credit: Credit) -> Credit:
+        """All ranks' credit, as this would have it."""
+        return credit
+
     def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""] | None:
         """What rows cost beside the algorithm's loss of them, averaged over them; None for nothing."""
         return None
+
+    def stepped(self, policy: DiffusionPolicy) -> None:
+        """Called after every optimizer step."""
 
     def after(self, kl: float | None, dimensions: int, reference: Reference, iteration: int) -> Metrics:
         """Called at the end of an iteration, counted from 1.

@@ -17,6 +17,8 @@ from src.types import Rollout
 class KLReward(NearReference):
     """G_t = r - beta (sum_{s <= t} l_s, its mean over the samples taken off, which changes no expected gradient)."""
 
+    needs_returns = True
+
     def returns(
         self, returns: Float[Tensor, "b t"], rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks
     ) -> Float[Tensor, "b t"]:

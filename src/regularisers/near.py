@@ -18,11 +18,12 @@ class NearReference(Regulariser):
             dimensions; the value at first where it is adaptive.
         target: KL that an adaptive beta aims at; null for a fixed one. After every iteration
             beta *= 1 + gain * clip(KL / target - 1, +-0.2) (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
-        target_unit: what `target` counts: `trajectory`, nats of a whole trajectory, or `dimension`, the same divided by
-            the number of a latent's dimensions (1,024 on suite=mini, 16,384 of Stable Diffusion at 512 pixels).
+        unit: what `target` and `move_above` count: `trajectory`, nats of a whole trajectory, or `dimension`, the same
+            divided by the number of a latent's dimensions (1,024 on suite=mini, 16,384 of Stable Diffusion at 512
+            pixels).
         gain: K_beta of the update.
         move_every: iterations after which the reference becomes the policy as it then is; null: never.
-        move_above: KL, in the unit of `target_unit`, above which it does so too; null: never.
+        move_above: KL above which it does so too; null: never.
     """
 
     needs_reference = True
@@ -31,7 +32,7 @@ class NearReference(Regulariser):
         self,
         beta: float,
         target: float | None = None,
-        target_unit: Literal["trajectory", "dimension"] = "trajectory",
+        unit: Literal["trajectory", "dimension"] = "trajectory",
         gain: float = 0.1,
         move_every: int | None = None,
         move_above: float | None = None,
@@ -43,22 +44,23 @@ class NearReference(Regulariser):
             raise UserError(f"regulariser.target={target} must be positive, or null for a fixed beta.")
         if move_every is not None and move_every < 1:
             raise UserError(f"regulariser.move_every={move_every} must be at least 1 iteration, or null for never.")
-        self.beta, self.target, self.target_unit, self.gain = beta, target, target_unit, gain
-        self.move_every, self.move_above = move_every, move_above
+        self.beta, self.target, self.unit, self.gain = beta, target, unit, gain
+        self.move_every, self.move_above, self.moved_at = move_every, move_above, 0
 
     def after(self, kl: float | None, dimensions: int, reference: Reference, iteration: int) -> Metrics:
         assert kl is not None
-        used, kl = self.beta, kl / (dimensions if self.target_unit == "dimension" else 1)
+        used, kl = self.beta, kl / (dimensions if self.unit == "dimension" else 1)
         if self.target is not None:
             self.beta *= 1 + self.gain * min(MOST, max(-MOST, kl / self.target - 1))
-        due = self.move_every is not None and iteration % self.move_every == 0
+        due = self.move_every is not None and iteration - self.moved_at >= self.move_every
         moved = due or (self.move_above is not None and kl > self.move_above)
         if moved:
             reference.move_here()
+            self.moved_at = iteration
         return {"regulariser/beta": used, "regulariser/moved": float(moved)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"beta": self.beta}
+        return {"beta": self.beta, "moved_at": self.moved_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.beta = state["beta"]
+        self.beta, self.moved_at = state["beta"], state["moved_at"]

@@ -44,6 +44,7 @@ class RewardModel(LightningModule):
 
     embed_dim: int  # width of embed_images
     batch_size: int = 256  # pictures scored at a time
+    queries: int = 1  # rewards that a picture's score asks
     scores_embeddings = False  # whether the embedding of a picture is all that its score depends on
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]  # set before training
     centering: float = 0.0  # weight of the spread of prompts' offsets in the loss; set before training

@@ -38,7 +38,7 @@ class EnsembleReward(RewardModel):
         if min(scales) <= 0:
             raise UserError(f"ensemble scales={scales} must be positive.")
         self.members = torch.nn.ModuleList(members)
-        self.combine, self.penalty = combine, penalty
+        self.combine, self.penalty, self.queries = combine, penalty, len(members)
         self.register_buffer("centres", torch.tensor(centres)[:, None], persistent=False)
         self.register_buffer("scales", torch.tensor(scales)[:, None], persistent=False)
         self.embed_dim = members[0].embed_dim

@@ -13,11 +13,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from src.algorithms.base import Algorithm
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.progress import RunProgress
+from src.config import options_of
 from src.errors import UserError
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
+from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
 from src.runs.sweeps import group_and_tags, in_sweep
 from src.seeding import CRITIC_STREAM, seed_of
@@ -29,6 +32,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
     """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
     algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
     lightning.seed_everything(cfg["seed"], verbose=False)
+    check_combination(cfg, algorithm)
     policy = build(cfg["policy"])
     rewards = build_rewards(cfg["suite"]["rewards"])
     reward = rewards[cfg["train_reward"]]
@@ -42,7 +46,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         algorithm=algorithm,
         critic=critic,
         reset=reset,
-        regulariser=build(cfg["regulariser"]),
+        regulariser=build_regulariser(cfg, rewards),
         normaliser=build(cfg["normaliser"]),
         optimizer=build(cfg["optimizer"]),
         critic_optimizer=build(cfg["critic_optimizer"]),
@@ -57,6 +61,46 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
         neuron_probe_scattered=cfg["neuron_probe_scattered"],
     )
     return finetuner, rewards
+
+
+def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
+    """Raises UserError where algorithm, regulariser and prompts do not go together."""
+    name, chosen = type(algorithm).__name__, get_object(cfg["regulariser"]["_target_"])
+    regulariser = chosen.__name__
+    if algorithm.needs_groups and cfg["samples_per_prompt"] < 2:
+        raise UserError(
+            f"samples_per_prompt={cfg['samples_per_prompt']}: {name} compares samples of one prompt, and there is "
+            "nothing to compare with: choose samples_per_prompt=8, or 2 at least."
+        )
+    if algorithm.own_kl and chosen.needs_reference:
+        raise UserError(
+            f"regulariser: {name} has a KL of its own, {algorithm.own_kl}, and {regulariser} would add another: choose "
+            "regulariser=none or ema."
+        )
+    if chosen.needs_returns and not algorithm.uses_returns:
+        raise UserError(
+            f"regulariser: {regulariser} takes its part of what a step is worth, and {name} follows the reward's "
+            "gradient: choose regulariser=kl_loss."
+        )
+    if chosen.needs_credit and not algorithm.weighs_rows:
+        raise UserError(
+            f"regulariser: {regulariser} weighs what a sample is worth, and {name} does not go by that: choose "
+            "regulariser=kl_loss, or an algorithm such as grpo."
+        )
+
+
+def build_regulariser(cfg: dict[str, Any], rewards: dict[str, RewardModel]) -> Regulariser:
+    """Told of the rewards that are not trained on, and of the tower that tells pictures apart, if it asks for them."""
+    options, trained = cfg["regulariser"], rewards[cfg["train_reward"]]
+    asked = options_of(get_object(options["_target_"]))[0]
+    told: dict[str, Any] = {}
+    if "auxiliaries" in asked:
+        apart = [model for model in rewards.values() if not hasattr(model, "members")]
+        members = list(getattr(trained, "members", [trained]))
+        told["auxiliaries"] = {n: m for n, m in rewards.items() if m in apart and m not in members}
+    if "tower" in asked:
+        told["tower"] = build(cfg["suite"]["tower"])
+    return build(options, **told)
 
 
 def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:

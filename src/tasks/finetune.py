@@ -124,12 +124,13 @@ def summarise(
     phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
     algorithm = finetuner.algorithm
     steps_a_sample = algorithm.trained_steps(finetuner.policy.num_steps) * algorithm.inner_epochs
-    steps = finetuner.reward_queries * steps_a_sample
+    steps = finetuner.samples * steps_a_sample
     name = finetuner.reward_name
     summary = {
         "experiment": experiment,
         "iterations": finetuner.iteration,
         "reward_queries": finetuner.reward_queries,
+        "reward_gradients": finetuner.reward_gradients,
         "optimizer_steps": finetuner.optimizer_steps,
         "train_reward": name,
         "final": evaluation.history[-1],
