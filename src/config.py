@@ -57,6 +57,7 @@ class Suite:
     guard_clip_range: float = 4e-6  # GRPO-Guard's; goes with the root of the latent dimensions
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     normaliser_min_count: int = 16
+    group: int = 16  # samples of a prompt, where they are compared with each other
     timestep_weighting: str = "uniform"
     timestep_fraction: float = 1.0
     rewards: dict[str, Any] = MISSING  # what a policy may train on

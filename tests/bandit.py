@@ -76,7 +76,7 @@ class Bandit(DiffusionPolicy):
     def sample(self, n: int, group: int = 1, seed: int = 0) -> Rollout:
         rng = torch.Generator().manual_seed(seed)
         self.drawn = torch.randn(n, 2, *self.theta.shape, generator=rng)
-        mean = self.theta.detach().expand(n, 1, *self.theta.shape)
+        mean = self.theta.detach().clone().expand(n, 1, *self.theta.shape)
         latents = torch.stack([self.drawn[:, 0], mean[:, 0] + self.std * self.drawn[:, 1]], 1)
         log_probs = -0.5 * self.drawn[:, 1:].square().mean((2, 3, 4)) - torch.log(torch.tensor(self.std))
         log_probs = log_probs - 0.5 * torch.log(torch.tensor(2 * torch.pi))

@@ -125,9 +125,10 @@ def group_advantages(
         torch.zeros_like(sizes).scatter_reduce(0, group, precise, how, include_self=False) for how in ("amin", "amax")
     )
     flat = (low == high)[group]
-    centred[flat] = 0.0
     spread = {"group": variance.sqrt()[group], "batch": precise.std(correction=0), "none": torch.ones(())}[std]
-    return (centred / (spread + (0 if std == "none" else eps))).to(rewards), flat.to(rewards.device)
+    advantages = centred / (spread + (0 if std == "none" else eps))
+    advantages[flat] = 0.0  # exactly, whatever their mean rounds to
+    return advantages.to(rewards), flat.to(rewards.device)
 
 
 def masked_surrogate(log_ratio: PerRow, advantage: PerRow, divergence: PerRow, most: float) -> Loss:
