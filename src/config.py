@@ -15,7 +15,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError, first_line
@@ -102,7 +102,8 @@ class Config:
 
     task: Task = Task.finetune
     name: str | None = None
-    train_reward: str = MISSING
+    train_reward: Any = MISSING  # a name, or a list of names: their weighted sum, each standardised first
+    train_weights: list[float] | None = None  # of several
     budget: str = "default"
     iterations: int = MISSING
     samples_per_iteration: int = MISSING
@@ -174,6 +175,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             f"task=train_reward learns from the comparisons of a judge, and suite={cfg.suite.name} has none: "
             "choose suite=mini."
         )
+    if OmegaConf.is_list(cfg.train_reward):
+        _mix(cfg)
     try:
         for first in ("algorithm", "policy"):  # because the learning rate goes by their options
             _check_node(OmegaConf.to_container(cfg[first], resolve=True, throw_on_missing=True), first)
@@ -193,6 +196,39 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     _check_node(resolved, "")
     _check_numbers(resolved)
     return resolved
+
+
+def _mix(cfg: DictConfig) -> None:
+    """Makes one reward, `mixed`, of the several to be trained on. Raises UserError where they cannot be mixed."""
+    names, suite = list(cfg.train_reward), cfg.suite
+    given = f"train_reward=[{','.join(map(str, names))}]"
+    unknown = [name for name in names if name not in suite.rewards]
+    if unknown or not names or len(set(names)) < len(names):
+        raise UserError(f"{given}: name rewards of suite={suite.name}, each once: {', '.join(suite.rewards)}.")
+    if len(names) == 1:
+        cfg.train_reward = names[0]
+        return
+    weights = list(cfg.train_weights) if cfg.train_weights is not None else [1.0] * len(names)
+    if len(weights) != len(names):
+        raise UserError(f"train_weights={weights}: give one for each of {given}.")
+    unmeasured = [name for name in names if name not in suite.base_moments]
+    if unmeasured:
+        raise UserError(
+            f"{given}: rewards are mixed in standard deviations, and suite.base_moments does not say how the base's "
+            f"pictures score with {unmeasured[0]}: run +experiment=best_of_n_hps suite={suite.name} pool=8, and give its "
+            f"mean and base_sd at n = 1 as '+suite.base_moments.{unmeasured[0]}={{mean: ..., std: ...}}'."
+        )
+    moments = [suite.base_moments[name] for name in names]
+    with open_dict(cfg):
+        cfg.suite.rewards["mixed"] = {
+            "_target_": "src.rewards.ensemble.EnsembleReward",
+            "members": [OmegaConf.to_container(suite.rewards[name], resolve=True) for name in names],
+            "combine": "sum",
+            "weights": [float(weight) for weight in weights],
+            "centres": [float(each.mean) for each in moments],
+            "scales": [float(each.std) for each in moments],
+        }
+        cfg.train_reward, cfg.train_weights = "mixed", None
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -33,6 +33,7 @@ class AestheticReward(RewardModel):
     """
 
     scores_embeddings = True
+    sees_prompt = False
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class RewardModel(LightningModule):
 
     embed_dim: int  # width of embed_images
     batch_size: int = 256  # pictures scored at a time
+    sees_prompt = True
     queries: int = 1  # rewards that a picture's score asks
     scores_embeddings = False  # whether the embedding of a picture is all that its score depends on
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]  # set before training

@@ -16,29 +16,36 @@ class EnsembleReward(RewardModel):
 
     Args:
         members: any reward models.
-        combine: `mean`; `worst` = min_k r_k (WCO); `uncertainty` = mean - penalty * var (UWO), all in base sd.
+        combine: `mean`; `worst` = min_k r_k (WCO); `uncertainty` = mean - penalty * var (UWO); `sum` by `weights`; all
+            in base sd.
         penalty: lambda of UWO.
+        weights: of `sum`; null for 1 each.
         centres, scales: mean and standard deviation of each member on the base's pictures.
     """
 
+    weights: Tensor
     centres: Tensor
     scales: Tensor
 
     def __init__(
         self,
         members: list[RewardModel],
-        combine: Literal["mean", "worst", "uncertainty"],
+        combine: Literal["mean", "worst", "uncertainty", "sum"],
         centres: list[float],
         scales: list[float],
         penalty: float = 0.5,
+        weights: list[float] | None = None,
     ):
         super().__init__()
         if len(members) < 2 or not len(members) == len(centres) == len(scales):
             raise UserError("an ensemble needs two members or more, each with a centre and a scale.")
         if min(scales) <= 0:
             raise UserError(f"ensemble scales={scales} must be positive.")
+        if weights is not None and len(weights) != len(members):
+            raise UserError(f"ensemble weights={weights} must be as many as its {len(members)} members.")
         self.members = torch.nn.ModuleList(members)
         self.combine, self.penalty, self.queries = combine, penalty, len(members)
+        self.register_buffer("weights", torch.tensor(weights or [1.0] * len(members))[:, None], persistent=False)
         self.register_buffer("centres", torch.tensor(centres)[:, None], persistent=False)
         self.register_buffer("scales", torch.tensor(scales)[:, None], persistent=False)
         self.embed_dim = members[0].embed_dim
@@ -53,7 +60,8 @@ class EnsembleReward(RewardModel):
         return (scores - self.centres) / self.scales
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        return combined(self.standardised(images, prompts), self.combine, self.penalty)
+        scores = self.standardised(images, prompts)
+        return (self.weights * scores).sum(0) if self.combine == "sum" else combined(scores, self.combine, self.penalty)
 
 
 def combined(scores: Float[Tensor, "k b"], combine: str, penalty: float) -> Float[Tensor, " b"]:

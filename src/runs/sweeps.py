@@ -255,13 +255,19 @@ def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
     wanted: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(cfg))))
     there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
     for key in sorted(there | here):
-        if key not in there and here[key] == default_of(wanted, key):
-            continue  # an option that is younger than the run, as it was before there was one
+        younger = key not in there  # than the run: fine where it is as it was before there was one, or only described
+        if younger and (here[key] == default_of(wanted, key) or _describes(key)):
+            continue
         if there.get(key) != here.get(key):
             raise UserError(
                 f"{folder} holds a run of another configuration ({key} was {there.get(key)}, is {here.get(key)} now): "
                 "move it away, or name another hydra.sweep.dir."
             )
+
+
+def _describes(key: str) -> bool:
+    """Whether it is a suite's word on its base, which acts only through other keys that take their value from it."""
+    return key.startswith("suite.") and not key.startswith(("suite.rewards.", "suite.judges.", "suite.tower."))
 
 
 def _objective(folder: Path, key: str | None) -> float:
