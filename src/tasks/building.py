@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.progress import RunProgress
+from src.callbacks.stopping import StopsAtSignals
 from src.errors import UserError
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
@@ -104,6 +105,7 @@ def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.C
         callbacks=[
             *callbacks,
             RunProgress(cfg["iterations"]),
+            StopsAtSignals(),
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],
     )

@@ -21,7 +21,7 @@ from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer
-from src.tasks.session import new_run, quieten, session, stored_run, told_to_ranks
+from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
 
 
 def run(composed: DictConfig) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
         with told_to_ranks(folder), harmless_contents():
-            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
+            fit(trainer, finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
     weights = finetuner.policy.save(folder)
