@@ -4,7 +4,6 @@
 signal n (130 Ctrl-C, 143 SIGTERM).
 Several at once (`-m`, or `+sweeps=NAME`) are the business of src/runs/sweeps.py.
 """
-# ruff: noqa: E402
 
 from src import stopping
 

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -131,7 +131,5 @@ def _on_alarm(signum: int, frame: FrameType | None) -> None:
 def _tell(sentence: str) -> None:
     """On stderr, past Python's buffers, which the handler may have interrupted. One rank speaks for all."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        try:
+        with suppress(OSError):  # where there is no screen any more
             os.write(2, f"{sentence}\n".encode())
-        except OSError:
-            pass  # there is no screen any more

@@ -35,7 +35,7 @@ class JoblibLauncher(JobLauncher):
                 threads.submit(apart, at_once, run, list(each), initial_job_idx + k, *shared)
                 for k, each in enumerate(job_overrides)
             ]
-            with self.stopping(lambda signum: _end(signum, jobs, at_once)):
+            with self.passing_on(lambda signum: _end(signum, jobs, at_once)):
                 return [job.result() for job in jobs]
 
 

@@ -32,8 +32,8 @@ class JobLauncher(Launcher):
         expect(self.config, job_overrides)
 
     @contextmanager
-    def stopping(self, tell: Callable[[int], None]) -> Iterator[None]:
-        """Where the wait for the jobs is interrupted within, `tell` passes the signal on to them, and waits for them."""
+    def passing_on(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """Where the wait for the jobs is interrupted, `tell` passes the signal on to them, and waits for their end."""
         try:
             yield
         except KeyboardInterrupt as stop:

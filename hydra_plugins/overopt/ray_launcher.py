@@ -48,7 +48,7 @@ class RayLauncher(JobLauncher):
         shared = [ray.put(part) for part in self.shared()]
         jobs = [task.remote(list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides)]
         self.expect(job_overrides)
-        with self.stopping(lambda _: _end(jobs)):
+        with self.passing_on(lambda _: _end(jobs)):
             return [_result(job) for job in jobs]
 
 

@@ -45,7 +45,7 @@ class SlurmLauncher(JobLauncher):
         except (RuntimeError, NameError) as error:  # of the cluster; of an option
             raise UserError(f"{self.cluster} does not take the jobs: {first_line(error)}") from error
         self.expect(job_overrides)
-        with self.stopping(lambda signum: self.end(signum, jobs)):
+        with self.passing_on(lambda signum: self.end(signum, jobs)):
             return [_result(job) for job in jobs]
 
     def end(self, signum: int, jobs: Sequence[Any]) -> None:

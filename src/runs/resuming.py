@@ -47,4 +47,4 @@ def how_to_go_on() -> str:
     if _here.folder is None or not _here.folder.is_dir():
         return "the same command begins anew"
     has_checkpoint = (_here.folder / "checkpoints" / "last.ckpt").exists()
-    return f"{command_to_resume(_here.folder)} goes on" + (" from the last checkpoint" if has_checkpoint else " with it")
+    return f"{command_to_resume(_here.folder)} goes on {'from the last checkpoint' if has_checkpoint else 'with it'}"

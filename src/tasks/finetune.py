@@ -15,6 +15,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
 from src.finetuner import PHASES, RewardFinetuner
+from src.loggers.wandb import RunLogger
 from src.prompts import PromptData
 from src.report.page import write_report
 from src.report.runs import find_runs
@@ -51,12 +52,10 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     if rank_zero_only.rank == 0:
         open_run_dir(folder, cfg, finetuner.checkpoint_bytes())
         print(f"run folder: {folder}", flush=True)
-    trainer = build_trainer(cfg, folder, callbacks)
-    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
     progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
     iteration = progress["iteration"]
-    if trainer.is_global_zero:
-        trainer.loggers[0].forget_after(iteration)
+    trainer = build_trainer(cfg, folder, callbacks, iteration)
+    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
     started = time.perf_counter()
     stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
     if iteration >= cfg["iterations"] or stopped:
@@ -76,6 +75,8 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+    for tracker in (logger for logger in trainer.loggers if isinstance(logger, RunLogger) and logger.command):
+        print(f"W&B: logged offline; to send it: {tracker.command}")
     return summary
 
 

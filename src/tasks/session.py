@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+import wandb
 from src.config import check
 from src.errors import UserError
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
@@ -90,7 +90,7 @@ def session(folder: Path, resumable: bool = True) -> Iterator[None]:
             if isinstance(error, KeyboardInterrupt):
                 leave()
             if first and not stored and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
-                shutil.rmtree(folder, ignore_errors=True)  # the same command, or the mended one, can use the same folder
+                shutil.rmtree(folder, ignore_errors=True)  # the same command, or a mended one, can use it
             raise
         finally:
             wandb.finish(exit_code=exit_code)  # a sweep's next run is a run of its own
