@@ -41,7 +41,9 @@ def main(cfg: DictConfig) -> float | None:
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
     task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
-    return importlib.import_module(f"src.tasks.{task}").run(cfg)
+    module = importlib.import_module(f"src.tasks.{task}")
+    stopping.begun()
+    return module.run(cfg)
 
 
 @contextmanager
@@ -63,7 +65,6 @@ def cli() -> None:
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
     survive_its_end()
     with _one_sentence(), sweeps.summed_up():
-        stopping.begun()
         main()
 
 

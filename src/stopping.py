@@ -17,7 +17,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 20.0  # s for the iteration; Slurm and Kubernetes kill 30 s after they have asked
 ECHO = 2.0  # s in which a signal that comes again is the same: `timeout` sends one to its child and one to its group
-AGAIN = 10.0  # s after which an exception that something has swallowed is raised anew
+AGAIN = 5.0  # s after which an exception that something has swallowed is raised anew
+SOON = 0.05  # s after which it is looked again whether an import has ended
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,7 +71,8 @@ def listen(whoever_did: bool = False) -> None:
 def begun() -> None:
     """From here on a signal is an exception; before, it ends the process with a sentence."""
     global _state
-    _state = _State()
+    if _state.asked is None or _state.leaving:  # of a job before, in this process
+        _state = _State()
     _state.beginning = False
 
 
@@ -119,13 +121,25 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         _tell(f"{name}: stops after this iteration, or at once in {GRACE:.0f} s or if told so again.")
         signal.setitimer(signal.ITIMER_REAL, GRACE, AGAIN)
         return
-    signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-    raise Stopped(signum)
+    _interrupt(frame)
 
 
 def _on_alarm(signum: int, frame: FrameType | None) -> None:
     if asked():
+        _interrupt(frame)
+
+
+def _interrupt(frame: FrameType | None) -> None:
+    """Raises Stopped; but an import is finished first, for half a module breaks those who catch what it raises."""
+    signal.setitimer(signal.ITIMER_REAL, SOON if _importing(frame) else AGAIN, AGAIN)
+    if not _importing(frame):
         stop()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _tell(sentence: str) -> None:

@@ -36,10 +36,12 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        told_to_stop = not pl_module.ranks.agree(not stopping.asked(), pl_module.device)
-        if pl_module.iteration % self.every == 0 or trainer.is_last_batch or trainer.should_stop or told_to_stop:
+        due = pl_module.iteration % self.every == 0 or trainer.is_last_batch or trainer.should_stop
+        if due:
             self.save(trainer)
-        if told_to_stop:
+        if not pl_module.ranks.agree(not stopping.asked(), pl_module.device):
+            if not due:
+                self.save(trainer)
             stopping.stop()
 
     def save(self, trainer: Trainer) -> None:

@@ -39,7 +39,7 @@ from src.report.runs import IGNORED, find_runs, flat
 from src.runs.folder import LOCK, write_json, write_text
 from src.runs.resuming import now_sweeping
 from src.screen import show
-from src.stopping import leave, stopped_by
+from src.stopping import begun, leave, stopped_by
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "joblib": ("joblib", "sweeps"),
@@ -70,6 +70,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_installed(config.hydra.runtime.choices)
         now_sweeping(True)
+        begun()
         folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
         _begun.update(folder=folder, jobs=[], token=token)
         quoted = folder.replace("'", r"\'")
@@ -114,11 +115,6 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def begun() -> bool:
-    """Whether this process started a sweep."""
-    return bool(_begun)
-
-
 def group_and_tags() -> tuple[str, list[str]]:
     """What W&B finds a job by: the sweep's name, and the job's values of what is swept."""
     return Path(HydraConfig.get().sweep.dir).name, [tag[:MAX_TAG] for tag in swept_values()]
@@ -158,6 +154,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     But for what stops the sweep: an interruption of the process that started it.
     """
     now_sweeping(True)
+    begun()
     hydra = HydraConfig.get()
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
     name = job_name(overrides, list(hydra.callbacks.sweep.swept))
@@ -175,8 +172,8 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
         leave()
         told |= {"state": "stopped", "sentence": f"stopped by {stopped_by(stop)}{GOES_ON}"}
         write_json(status, told)
-        if begun():
-            raise  # the sweep is to stop
+        if _begun:
+            raise  # the sweep that this process started is to stop
         value = float("nan")  # the one who waits for this job has been told to stop, too, or goes on with the others
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
