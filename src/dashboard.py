@@ -14,9 +14,10 @@ from typing import Any
 import wandb.errors
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import src.config  # noqa: F401  (registers the schema)
-from src.errors import UserError
+from src.errors import UserError, first_line
 from src.loggers.wandb import has_key
 
 try:
@@ -140,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         print(f"dashboard: {made.save().url}")
-    except (wandb.errors.Error, OSError, ValueError) as error:
-        raise UserError(f"W&B would not take it ({error}): look at the key and at --entity.") from error
+    except (wandb.errors.Error, WandbApiFailedError, OSError, ValueError) as error:
+        raise UserError(f"W&B would not take it ({first_line(error)}): look at the key and at --entity.") from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from src.runs.resuming import how_to_go_on
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -29,7 +31,7 @@ MENDABLE = (
 def sentence_of(error: BaseException) -> tuple[str, int] | None:
     """What the user is told of an error, and the exit code; None for a bug, which needs its traceback."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"{error}; free some space, then resume=last goes on from the last checkpoint.", 2
+        return f"{error}; free some space, then {how_to_go_on()}.", 2
     if not isinstance(error, UserError | TrainingError | HydraException | OmegaConfBaseException):
         return None
     told: BaseException = error

@@ -1,8 +1,14 @@
 """Runs an experiment: compose -> check -> seed -> build -> fit -> summary.
 
-`python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input.
+`python -m src.run +experiment=tdpo_r_hps` · exit code 0 done, 1 failed in running, 2 bad input, 128 + n stopped by
+signal n (130 Ctrl-C, 143 SIGTERM).
 Several at once (`-m`, or `+sweeps=NAME`) are the business of src/runs/sweeps.py.
 """
+
+from src import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # before the seconds that the imports take
 
 import importlib
 import logging
@@ -19,6 +25,8 @@ import src.config  # noqa: F401  (registers the schema)
 from src.errors import told_in_one_sentence
 from src.runs import sweeps
 from src.runs.folder import stored_task
+from src.runs.resuming import how_to_go_on
+from src.screen import survive_its_end
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -33,7 +41,9 @@ def main(cfg: DictConfig) -> float | None:
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
     task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
-    return importlib.import_module(f"src.tasks.{task}").run(cfg)
+    module = importlib.import_module(f"src.tasks.{task}")
+    stopping.begun()
+    return module.run(cfg)
 
 
 @contextmanager
@@ -42,16 +52,18 @@ def _one_sentence() -> Iterator[None]:
     try:
         with told_in_one_sentence():
             yield
-    except KeyboardInterrupt:
-        again = "the same command" if sweeps.begun() else "resume=last"
-        print(f"stopped; {again} goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(1)
+    except KeyboardInterrupt as interruption:
+        stopping.leave()
+        stopped = stopping.stopped_by(interruption)
+        print(f"stopped by {stopped}; {how_to_go_on()}.", file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
+    survive_its_end()
     with _one_sentence(), sweeps.summed_up():
         main()
 

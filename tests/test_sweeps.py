@@ -181,7 +181,7 @@ def test_a_job_whose_process_dies_is_told_as_nan(capsys):
     def killed():
         raise UncompletedJobError("out of memory\nmore")
 
-    found = [joblib_launcher.apart(os._exit, 9), submitit_launcher._result(SimpleNamespace(result=killed))]
+    found = [joblib_launcher.apart(set(), os._exit, 9), submitit_launcher._result(SimpleNamespace(result=killed))]
     assert all(math.isnan(job.return_value) for job in found)
     assert "a job's process ended: out of memory\n" in capsys.readouterr().out
 

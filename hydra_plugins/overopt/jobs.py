@@ -1,7 +1,8 @@
 """One job of a sweep, in whatever process it runs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from omegaconf import DictConfig, open_dict
 
 from src.errors import first_line
 from src.runs.sweeps import expect
+from src.screen import survive_its_end
+from src.stopping import GRACE, begun, leave, listen, stopped_by
+
+PATIENCE = GRACE + 5  # s that jobs which are told to stop have for it
 
 
 class JobLauncher(Launcher):
@@ -25,6 +30,17 @@ class JobLauncher(Launcher):
     def expect(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Called once jobs can be launched: from here on one that is not heard of has failed."""
         expect(self.config, job_overrides)
+
+    @contextmanager
+    def passing_on(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """Where the wait for the jobs is interrupted, `tell` passes the signal on to them, and waits for their end."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            leave()
+            stopped = stopped_by(stop)
+            tell(stopped.signal)
+            raise stopped from None
 
     def shared(self) -> tuple[str, HydraContext, TaskFunction, DictConfig, Any]:
         """What `run` needs beside a job's own overrides and number."""
@@ -42,6 +58,10 @@ def run(
     singletons: Any,
 ) -> JobReturn:
     """Composes the job and runs it, in the repository's root."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":  # whose jobs submitit stops, and queues again, by itself
+        listen(whoever_did=True)
+    begun()
+    survive_its_end()
     os.chdir(root)
     setup_globals()
     Singleton.set_state(singletons)

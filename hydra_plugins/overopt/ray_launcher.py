@@ -7,8 +7,9 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from hydra_plugins.overopt.jobs import PATIENCE, JobLauncher, died, run
 from src.errors import UserError, first_line
+from src.stopping import listen
 
 OBJECT_STORE_BYTES = 100 * 1024**2  # jobs exchange next to nothing; Ray would take a third of the memory
 
@@ -38,6 +39,8 @@ class RayLauncher(JobLauncher):
                 ray.init(**local | self.init)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"hydra.launcher.init: no Ray there or none like that: {first_line(error)}") from error
+            finally:
+                listen(whoever_did=True)  # Ray's own handlers end the process without a word
         try:
             task = ray.remote(**self.remote)(run)
         except (TypeError, ValueError) as error:
@@ -45,7 +48,18 @@ class RayLauncher(JobLauncher):
         shared = [ray.put(part) for part in self.shared()]
         jobs = [task.remote(list(each), initial_job_idx + k, *shared) for k, each in enumerate(job_overrides)]
         self.expect(job_overrides)
-        return [_result(job) for job in jobs]
+        with self.passing_on(lambda _: _end(jobs)):
+            return [_result(job) for job in jobs]
+
+
+def _end(jobs: list[Any]) -> None:
+    """They are interrupted, and killed if they don't end."""
+    import ray
+
+    for job in jobs:
+        ray.cancel(job)
+    ray.wait(jobs, num_returns=len(jobs), timeout=PATIENCE)
+    ray.shutdown()
 
 
 def _result(job: Any) -> JobReturn:

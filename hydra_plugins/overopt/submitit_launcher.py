@@ -1,11 +1,16 @@
 """Jobs on Slurm, by submitit. Hydra's own launcher stops waiting for all of them when one is killed."""
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from hydra_plugins.overopt.jobs import JobLauncher, died, run
+from hydra_plugins.overopt.jobs import PATIENCE, JobLauncher, died, run
 from src.errors import UserError, first_line
 
 ANYWHERE = {  # options that submitit has for any cluster
@@ -40,13 +45,29 @@ class SlurmLauncher(JobLauncher):
         except (RuntimeError, NameError) as error:  # of the cluster; of an option
             raise UserError(f"{self.cluster} does not take the jobs: {first_line(error)}") from error
         self.expect(job_overrides)
-        return [_result(job) for job in jobs]
+        with self.passing_on(lambda signum: self.end(signum, jobs)):
+            return [_result(job) for job in jobs]
+
+    def end(self, signum: int, jobs: Sequence[Any]) -> None:
+        """The cluster's jobs are the cluster's: whoever waits for them may end."""
+        print(f"the jobs go on in Slurm; to end them: scancel {jobs[0].job_id.split('_')[0]}", file=sys.stderr)
 
 
 class LocalLauncher(SlurmLauncher):
     """The same on this machine; all jobs start at once."""
 
     cluster = "local"
+
+    def end(self, signum: int, jobs: Sequence[Any]) -> None:
+        """They are told to stop, and killed if they don't."""
+        for job in jobs:
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM if signum != signal.SIGINT else signum)
+        latest = time.monotonic() + PATIENCE
+        while time.monotonic() < latest and not all(job.done() for job in jobs):
+            time.sleep(0.1)
+        for job in jobs:
+            job.cancel()
 
 
 class _Job:

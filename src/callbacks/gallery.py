@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-import wandb
 from jaxtyping import Float
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import wandb
+from src.loggers.wandb import RunLogger
 from src.metrics.glossary import lookup
 
 COLUMNS = 8
@@ -18,7 +18,7 @@ Scores = dict[str, Float[Tensor, " n"]]
 
 
 class Gallery:
-    """Writes grids below a run folder and sends them, with a table of pictures and scores, to W&B.
+    """Writes grids below a run folder and sends them, with a table of pictures and scores, to W&B with the next row.
 
     Args:
         pictures: how many are shown, the first of the evaluation's.
@@ -46,7 +46,7 @@ class Gallery:
             for k, picture in enumerate(images)
         ]
         table = wandb.Table(columns=["prompt", "seed", "picture", *scores], data=rows)
-        self._log(trainer, finetuner, {"samples": self._captioned(finetuner, grid), "pictures_and_scores": table})
+        self._log(trainer, {"samples": self._captioned(finetuner, grid), "pictures_and_scores": table})
 
     def show_hacks(
         self,
@@ -76,7 +76,7 @@ class Gallery:
         labels = [f"{finetuner.reward_name} {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
         grid = picture_grid(torch.cat([before, now]), [*chosen[0], *labels], columns=len(worst), size=160)
         self._save(grid, "hacks.png")
-        self._log(trainer, finetuner, {"hacks": self._captioned(finetuner, grid)})
+        self._log(trainer, {"hacks": self._captioned(finetuner, grid)})
 
     def _save(self, grid: Image.Image, name: str) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -86,12 +86,12 @@ class Gallery:
         at = f"iteration {finetuner.iteration}, {finetuner.reward_queries} reward queries"
         return wandb.Image(grid, caption=f"{at}; label: {finetuner.reward_name}")
 
-    def _log(self, trainer: Trainer, finetuner: LightningModule, media: dict) -> None:
+    def _log(self, trainer: Trainer, media: dict) -> None:
         for key in media:
             lookup(key)  # nothing is logged that the glossary does not explain
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.log(media | {"reward_queries": finetuner.reward_queries})
+            if isinstance(logger, RunLogger):
+                logger.add_media(media)
 
 
 def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:

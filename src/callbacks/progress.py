@@ -48,5 +48,3 @@ class RunProgress(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
-        if isinstance(exception, KeyboardInterrupt):  # Lightning says nothing where its own progress bar is off
-            print("stopped; resume=last goes on from the last checkpoint.", flush=True)

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a row; rows of iterations, of evaluations and of the watch."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,20 @@ class JsonlLogger(Logger):
             file.write(json.dumps(metrics) + "\n")
 
     @rank_zero_only
-    def forget_after(self, iteration: int) -> None:
-        """Drops the rows of iterations that a resumed run is about to repeat, and a row cut short by a kill."""
+    def forget_after(self, iteration: int) -> list[dict[str, Any]]:
+        """Drops the rows of iterations that a resumed run is about to repeat, and a row cut short by a kill.
+
+        Returns the rows that are left.
+        """
         if not self.path.exists():
-            return
+            return []
         kept = []
         for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["iteration"] <= iteration:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                continue
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if row["iteration"] <= iteration:
+                    kept.append(row)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self.path)
+        return kept

@@ -37,7 +37,9 @@ from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.report.runs import IGNORED, find_runs, flat
 from src.runs.folder import LOCK, write_json, write_text
+from src.runs.resuming import now_sweeping
 from src.screen import show
+from src.stopping import begun, leave, stopped_by
 
 NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "joblib": ("joblib", "sweeps"),
@@ -67,6 +69,8 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_installed(config.hydra.runtime.choices)
+        now_sweeping(True)
+        begun()
         folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
         _begun.update(folder=folder, jobs=[], token=token)
         quoted = folder.replace("'", r"\'")
@@ -111,11 +115,6 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def begun() -> bool:
-    """Whether this process started a sweep."""
-    return bool(_begun)
-
-
 def group_and_tags() -> tuple[str, list[str]]:
     """What W&B finds a job by: the sweep's name, and the job's values of what is swept."""
     return Path(HydraConfig.get().sweep.dir).name, [tag[:MAX_TAG] for tag in swept_values()]
@@ -150,7 +149,12 @@ def _key(override: str) -> str:
 
 
 def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
-    """One job: skipped, resumed, or run. Returns its objective, or nan; raises nothing, so that the others go on."""
+    """One job: skipped, resumed, or run. Returns its objective, or nan; raises nothing, so that the others go on.
+
+    But for what stops the sweep: an interruption of the process that started it.
+    """
+    now_sweeping(True)
+    begun()
     hydra = HydraConfig.get()
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
     name = job_name(overrides, list(hydra.callbacks.sweep.swept))
@@ -164,9 +168,14 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
             told["state"] = _settle(composed, folder, run)
             value = _objective(folder, composed.objective)
             write_json(status, told)
+    except KeyboardInterrupt as stop:
+        leave()
+        told |= {"state": "stopped", "sentence": f"stopped by {stopped_by(stop)}{GOES_ON}"}
+        write_json(status, told)
+        if _begun:
+            raise  # the sweep that this process started is to stop
+        value = float("nan")  # the one who waits for this job has been told to stop, too, or goes on with the others
     except (Exception, SystemExit) as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error  # Lightning makes an exit of it, and the sweep is to stop
         if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
             raise  # submitit has queued the job again, which will resume
         told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
@@ -292,18 +301,28 @@ def _tell(error: BaseException, path: Path) -> str:
 def summed_up() -> Iterator[None]:
     """Ends a sweep that was started inside with a table and its report, and with exit code 1 if a job failed."""
     _begun.clear()
-    failed = False
+    now_sweeping(False)
+    failed, stopped = False, False
     try:
         yield
+    except KeyboardInterrupt:
+        leave()
+        stopped = True
+        raise
     finally:
         if _begun:
-            failed = _sum_up(Path(_begun["folder"]), _begun["token"], _begun["jobs"])
+            failed = _sum_up(Path(_begun["folder"]), _begun["token"], _begun["jobs"], report=not stopped)
     if failed:
         sys.exit(1)
 
 
-def _sum_up(root: Path, token: str, expected: list[str]) -> bool:
-    """Prints how the jobs of this call went and writes the report of all in the folder; returns whether any failed."""
+def _sum_up(root: Path, token: str, expected: list[str], report: bool) -> bool:
+    """Prints how the jobs of this call went; returns whether any failed.
+
+    Args:
+        expected: names of jobs beside those that have told something.
+        report: of all in the folder, too; it takes seconds.
+    """
     found = [json.loads(path.read_text()) for path in (root / "jobs").glob("*.json")]
     told = {job["job"]: job for job in found if job["token"] == token}
     jobs = [told.get(name) or _untold(root, name) for name in sorted({*told, *expected})]
@@ -321,8 +340,11 @@ def _sum_up(root: Path, token: str, expected: list[str]) -> bool:
     show(table, width=160)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
     for job in failed:
-        print(f"failed: {job['job']}: {job.get('sentence', f'it never ended{GOES_ON}')}")
+        kind = "stopped" if job["state"] == "stopped" else "failed"
+        print(f"{kind}: {job['job']}: {job.get('sentence', f'it never ended{GOES_ON}')}")
     print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs are finished; the same command runs what is missing.")
+    if not report:
+        return bool(failed)
     with contextlib.suppress(UserError):  # where no run has been evaluated yet
         from src.report.page import write_report  # plotly; not needed by the jobs of other processes
 

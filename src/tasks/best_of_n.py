@@ -63,8 +63,7 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
         reward.check_prompts(prompts)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
-    loggers, started = build_loggers(cfg, folder), time.perf_counter()
-    loggers[0].forget_after(0)  # rows that a kill left
+    loggers, started = build_loggers(cfg, folder, resumed_at=0), time.perf_counter()  # rows that a kill left go
     with trainer.precision_plugin.forward_context():  # the base as a run evaluates it
         score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"], folder / POOL)
     pool = Pool.read(folder / POOL, list(rewards))

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from src.algorithms.base import Algorithm
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.progress import RunProgress
+from src.callbacks.stopping import StopsAtSignals
 from src.config import options_of
 from src.errors import UserError
 from src.finetuner import RewardFinetuner
@@ -116,14 +117,20 @@ def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
     return {name: built[name] for name in configs}
 
 
-def build_loggers(cfg: dict[str, Any], folder: Path) -> list[Logger]:
-    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes."""
+def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Logger]:
+    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes.
+
+    Both forget what they hold of iterations after `resumed_at`.
+    """
     if rank_zero_only.rank != 0:
         return []
     group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
     tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *reset_tags(cfg), *swept]))
-    tracker = build(cfg["logger"], _partial_=True)(run_dir=folder, group=group, tags=tags, config=cfg)
-    return [JsonlLogger(folder / "metrics.jsonl"), tracker]
+    metrics = JsonlLogger(folder / "metrics.jsonl")
+    rows = metrics.forget_after(resumed_at)
+    make_tracker = build(cfg["logger"], _partial_=True)
+    tracker = make_tracker(run_dir=folder, group=group, tags=tags, config=cfg, resumed_at=resumed_at, rows=rows)
+    return [metrics, tracker]
 
 
 def reset_tags(cfg: dict[str, Any]) -> list[str]:
@@ -140,14 +147,18 @@ def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:
     return build(options, **({"run_dir": str(folder)} if wants_folder else {}))
 
 
-def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
+def build_trainer(
+    cfg: dict[str, Any], folder: Path, callbacks: list[lightning.Callback], resumed_at: int
+) -> lightning.Trainer:
+    """The trainer of a run that begins after the iteration `resumed_at`."""
     return trainer_of(
         cfg,
         limit_train_batches=cfg["iterations"],
-        logger=build_loggers(cfg, folder),
+        logger=build_loggers(cfg, folder, resumed_at),
         callbacks=[
             *callbacks,
             RunProgress(cfg["iterations"]),
+            StopsAtSignals(),
             Checkpoints(str(folder), cfg["checkpoint_every"]),  # last, so that it saves what the others have done
         ],
     )

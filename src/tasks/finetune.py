@@ -15,13 +15,14 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
 from src.finetuner import PHASES, RewardFinetuner
+from src.loggers.wandb import RunLogger
 from src.prompts import PromptData
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer
-from src.tasks.session import new_run, quieten, session, stored_run, told_to_ranks
+from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
 
 
 def run(composed: DictConfig) -> dict[str, Any]:
@@ -51,12 +52,10 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     if rank_zero_only.rank == 0:
         open_run_dir(folder, cfg, finetuner.checkpoint_bytes())
         print(f"run folder: {folder}", flush=True)
-    trainer = build_trainer(cfg, folder, callbacks)
-    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
     progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
     iteration = progress["iteration"]
-    if trainer.is_global_zero:
-        trainer.loggers[0].forget_after(iteration)
+    trainer = build_trainer(cfg, folder, callbacks, iteration)
+    check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
     started = time.perf_counter()
     stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
     if iteration >= cfg["iterations"] or stopped:
@@ -66,7 +65,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
         with told_to_ranks(folder), harmless_contents():
-            trainer.fit(finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
+            fit(trainer, finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
     weights = finetuner.policy.save(folder)
@@ -76,6 +75,8 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
+    for tracker in (logger for logger in trainer.loggers if isinstance(logger, RunLogger) and logger.command):
+        print(f"W&B: logged offline; to send it: {tracker.command}")
     return summary
 
 

@@ -9,16 +9,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+import wandb
 from src.config import check
 from src.errors import UserError
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
+from src.runs.resuming import now_at
 from src.runs.sweeps import in_sweep
+from src.stopping import in_iterations, leave
 
 POOL = "pool"  # folder of best-of-n's samples, while they are drawn
 
@@ -74,20 +77,34 @@ def set_threads(cfg: dict[str, Any]) -> None:
 
 
 @contextmanager
-def session(folder: Path) -> Iterator[None]:
+def session(folder: Path, resumable: bool = True) -> Iterator[None]:
     """Keeps the folder for this process, ends W&B's run whatever happens, and removes the folder if none began."""
-    first = rank_zero_only.rank == 0
+    first, stored = rank_zero_only.rank == 0, (folder / "config.yaml").exists()
     with held(folder) if first else nullcontext():
-        failed = True
+        now_at(folder if resumable else None)
+        exit_code = 1
         try:
             yield
-            failed = False
-        except Exception:
-            if first and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
-                shutil.rmtree(folder, ignore_errors=True)  # the mended command can use the same folder
+            exit_code = 0
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                leave()
+            if first and not stored and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
+                shutil.rmtree(folder, ignore_errors=True)  # the same command, or a mended one, can use it
             raise
         finally:
-            wandb.finish(exit_code=int(failed))  # a sweep's next run is a run of its own
+            wandb.finish(exit_code=exit_code)  # a sweep's next run is a run of its own
+
+
+def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+    """Trainer.fit; an interruption stays one, where Lightning makes an exit of it."""
+    try:
+        with in_iterations():
+            trainer.fit(*args, **kwargs)
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise exit_.__context__ from None
+        raise
 
 
 def quieten() -> None:

@@ -26,7 +26,7 @@ from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.tasks.building import build
-from src.tasks.session import new_run, quieten, session
+from src.tasks.session import fit, new_run, quieten, session
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
 
@@ -39,7 +39,7 @@ def run(composed: DictConfig) -> dict[str, Any]:
     if not composed.reward_training:
         raise UserError("task=train_reward needs a reward_training group: choose one of +experiment=train_reward_*.")
     cfg, folder = new_run(composed, "train_reward")
-    with session(folder):
+    with session(folder, resumable=False):
         return train_and_report(cfg, folder)
 
 
@@ -66,7 +66,7 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
             TQDMProgressBar(refresh_rate=10),
         ],
     )
-    trainer.fit(model, data)
+    fit(trainer, model, data)
     kept = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
     model.load_state_dict(kept["state_dict"])
     model.eval()

@@ -1,0 +1,26 @@
+"""A run that is told to stop finishes its iteration, where it has begun one, and keeps it."""
+
+import signal
+import threading
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from src import stopping
+
+
+class StopsAtSignals(Callback):
+    """Lets SIGTERM be handled as it was before Lightning, whose own handler ends the process with exit code 0.
+
+    The end of the iteration, once its checkpoint is written, is where the run stops: see Checkpoints.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        stopping.iteration_begins()

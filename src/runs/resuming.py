@@ -1,0 +1,50 @@
+"""How what was stopped goes on: the command, for whoever has to tell it."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+COMMAND = "python -m src.run"
+
+
+@dataclass
+class _Here:
+    """What this process is at."""
+
+    folder: Path | None = None  # of the run, or of the last one; None where nothing can go on
+    sweep: bool = False
+
+
+_here = _Here()
+
+
+def now_at(folder: Path | None) -> None:
+    """A run begins in this folder, or goes on there; None if it leaves nothing to go on with."""
+    _here.folder = folder
+
+
+def now_sweeping(sweep: bool) -> None:
+    """Runs are jobs of a sweep, which finds by itself what is left to do."""
+    _here.sweep, _here.folder = sweep, None
+
+
+def command_to_resume(folder: Path | str) -> str:
+    """Such as `python -m src.run resume=runs/NAME`, quoted for Hydra and for the shell where the path asks for it."""
+    path = str(folder)
+    if re.fullmatch(r"[\w/.:@%+-]+", path, re.ASCII):
+        return f"{COMMAND} resume={path}"
+    override = f"resume={QuotedString(path, Quote.single).with_quotes()}"
+    return f'{COMMAND} "{override}"' if not re.search(r'[\\"$`!]', override) else f"{COMMAND} {shlex.quote(override)}"
+
+
+def how_to_go_on() -> str:
+    """The end of a sentence that tells of an interruption."""
+    if _here.sweep:
+        return "the same command goes on from the last checkpoint"
+    if _here.folder is None or not _here.folder.is_dir():
+        return "the same command begins anew"
+    has_checkpoint = (_here.folder / "checkpoints" / "last.ckpt").exists()
+    return f"{command_to_resume(_here.folder)} goes on {'from the last checkpoint' if has_checkpoint else 'with it'}"

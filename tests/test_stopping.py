@@ -1,0 +1,236 @@
+"""SIGTERM at any moment: a sentence, exit code 143, and a run that goes on as if nothing had been."""
+
+import functools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+
+from src import stopping
+from src.runs.resuming import command_to_resume
+from tests.conftest import LONGER, ROOT, rows_of
+from tests.forked import call_forked, run_forked, started
+from tests.test_resume import final_state, same, timeless
+
+WAITS = "SIGTERM: stops after this iteration, or at once in 20 s or if told so again.\n"
+
+
+def signalled_at(place: str, call: int, signals: tuple[int, ...] = (signal.SIGTERM,), pause: float = 0.0) -> None:
+    """From here on the process gets these signals as it enters a function for the call-th time, `pause` s apart."""
+    owner, name = place.rsplit(".", 1)
+    owner = get_object(owner)
+    real, calls = getattr(owner, name), []
+
+    @functools.wraps(real)
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            for k, signum in enumerate(signals):
+                time.sleep(pause if k else 0)
+                os.kill(os.getpid(), signum)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, entered)
+
+
+def stopped(overrides: list[str], told: Path, before: Callable[[], Any]) -> tuple[int, str]:
+    """Runs the command; returns its exit code and stderr."""
+    told.mkdir()
+    process = started(overrides, told, before)
+    process.join(300)
+    return process.exitcode, (told / "err").read_text()
+
+
+slow = pytest.mark.slow
+FINETUNER, EVALUATION = "src.finetuner.RewardFinetuner", "src.callbacks.evaluation.CrossRewardEvaluation"
+MOMENTS = {  # where, at which call, and the iteration that is kept, None where the run has not begun
+    "composing": ("src.tasks.session.check", 1, None),
+    "loading weights": pytest.param("src.tasks.building.build_rewards", 1, None, marks=slow),
+    "first evaluation": pytest.param(f"{EVALUATION}.evaluate", 1, None, marks=slow),
+    "sampling": pytest.param(f"{FINETUNER}.sample", 1, 1, marks=slow),
+    "scoring": pytest.param(f"{FINETUNER}.score", 4, 4, marks=slow),
+    "an optimizer step": (f"{FINETUNER}._optimizer_step", 8, 3),  # the second of three of the third iteration
+    "a reset": pytest.param("src.resets.phase.ResetPhase.__call__", 2, 2, marks=slow),
+    "evaluation": pytest.param(f"{EVALUATION}.evaluate", 2, 3, marks=slow),
+    "the watch keeps weights": pytest.param("src.callbacks.watch.OveroptimizationWatch._keep", 2, 3, marks=slow),
+    "writing a checkpoint": pytest.param("lightning.Trainer.save_checkpoint", 2, 4, marks=slow),
+    "the last iteration": pytest.param(f"{FINETUNER}.update", 6, 6, marks=slow),
+    "summing up": pytest.param("src.tasks.finetune.summarise", 1, 6, marks=slow),
+    "the report": pytest.param("src.tasks.finetune.write_report", 1, 6, marks=slow),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "kept"),
+    [value if hasattr(value, "marks") else pytest.param(*value, id=name) for name, value in MOMENTS.items()],
+)
+def test_stopped_and_resumed_equals_uninterrupted(place, call, kept, finished, tmp_path):
+    folder = tmp_path / "stopped"
+    command = [*LONGER, f"run_dir={folder}"]
+    code, err = stopped(command, tmp_path / "told", functools.partial(signalled_at, place, call))
+    assert code == 143 and "Traceback" not in err
+    if kept is None:
+        assert err == "stopped by SIGTERM; the same command begins anew.\n" and not folder.exists()
+    else:
+        again = f"stopped by SIGTERM; python -m src.run resume={folder} goes on from the last checkpoint.\n"
+        waits = not place.startswith("src.tasks")
+        assert err == (WAITS if waits else "") + again
+        assert max(row["iteration"] for row in rows_of(folder)) == kept
+        command = [f"resume={folder}"]
+    if call == 1 and kept is None and not place.startswith(EVALUATION):
+        return  # nothing has been drawn yet
+    done = run_forked(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert timeless(folder) == timeless(finished) and same(final_state(folder), final_state(finished))
+
+
+@pytest.mark.parametrize("seconds", [0.2, pytest.param(2.0, marks=slow), pytest.param(5.0, marks=slow)])
+def test_stopped_while_it_imports(seconds, tmp_path):
+    """A real process; before Python has come to our first line the signal ends it, which the shell tells as 143."""
+    command = [sys.executable, "-m", "src.run", *LONGER, f"run_dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM) and "Traceback" not in err
+    assert process.returncode < 0 or "the same command begins anew." in err
+    assert not (tmp_path / "run").exists()
+
+
+# -------------------------------------------------------------------------------------- the handler, in a bare process
+
+
+def pretend(before: Callable[[], Any], within: Callable[[], Any]) -> None:
+    """A command that listens from the start, and whose training does `within`; prints how it was stopped."""
+    stopping.listen()
+    before()
+    stopping.begun()
+    try:
+        with stopping.in_iterations():
+            within()
+        print("ended")
+    except KeyboardInterrupt as stop:
+        stopping.leave()
+        print(f"stopped by {stopping.stopped_by(stop)}")
+
+
+def told(*signals: int, pause: float = 0.0) -> None:
+    for k, signum in enumerate(signals):
+        time.sleep(pause if k else 0)
+        os.kill(os.getpid(), signum)
+
+
+def iteration(*signals: int, pause: float = 0.0, seconds: float = 0.0, grace: float = stopping.GRACE) -> None:
+    """One that is told to stop, goes on for so many seconds, and is kept."""
+    stopping.GRACE = grace
+    stopping.iteration_begins()
+    told(*signals, pause=pause)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.01)
+    print("kept")
+    if stopping.asked():
+        stopping.stop()
+
+
+class Swallows:
+    """Python goes on where something is raised in here."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def importing() -> None:
+    """A module that sends the signal, and is imported to its end all the same."""
+    Path("told.py").write_text("import os, time\nos.kill(os.getpid(), 15)\ntime.sleep(0.2)\nprint('imported')\n")
+    sys.path.insert(0, "")
+    import told  # noqa: F401
+
+    stopping.begun()  # as a sweep's first job says once it has imported what it needs
+    time.sleep(5)
+
+
+def swallowing() -> None:
+    stopping.AGAIN = 0.2
+    Swallows()
+    time.sleep(5)
+
+
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+iterating = functools.partial(functools.partial, iteration)
+SIGNALLED = {  # what happens, which signal is said to wait, and what becomes of it
+    "nothing": (iterating(), "", "kept\nended\n"),
+    "SIGTERM": (iterating(TERM), "SIGTERM", "kept\nstopped by SIGTERM\n"),
+    "the terminal goes": (iterating(HUP), "SIGHUP", "kept\nstopped by SIGHUP\n"),
+    "Ctrl-C waits for nothing": (iterating(INT), "", "stopped by SIGINT\n"),
+    "the same twice at once is one": (iterating(TERM, TERM), "SIGTERM", "kept\nstopped by SIGTERM\n"),
+    "later it is another": (iterating(TERM, TERM, pause=2.2), "SIGTERM", "stopped by SIGTERM\n"),
+    "Ctrl-C after SIGTERM": (iterating(TERM, INT), "SIGTERM", "stopped by SIGINT\n"),
+    "an iteration without end": (iterating(TERM, seconds=9, grace=0.1), "SIGTERM", "stopped by SIGTERM\n"),
+    "while it imports": (importing, "", "imported\nstopped by SIGTERM\n"),
+    "the exception is swallowed": (swallowing, "", "stopped by SIGTERM\n"),
+    "out of any iteration": (functools.partial(told, TERM), "", "stopped by SIGTERM\n"),
+}
+
+
+@pytest.mark.parametrize("case", SIGNALLED)
+def test_how_signals_are_taken(case, tmp_path):
+    within, waits, out = SIGNALLED[case]
+    done = call_forked(pretend, functools.partial(os.chdir, tmp_path), within)
+    assert (done.returncode, done.stdout) == (0, out), done.stderr
+    assert (f"{waits}: stops after this iteration" in done.stderr) == bool(waits)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(INT, 130), (TERM, 143), (HUP, 129)])
+def test_before_anything_has_begun(signum, code):
+    done = call_forked(pretend, functools.partial(told, signum), bool)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == "stopped before it began; the same command begins anew.\n"
+
+
+def ignoring() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pretend(bool, functools.partial(told, HUP))
+
+
+def test_nohup_is_respected():
+    assert call_forked(ignoring).stdout == "ended\n"
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_told_stops_all(tmp_path):
+    folder = tmp_path / "run"
+    devices = ["trainer.devices=2", "trainer.accelerator=cpu", "iterations=50", "evaluation.every=100"]
+    command = [sys.executable, "-m", "src.run", *LONGER, *devices, f"run_dir={folder}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").exists() or len(rows_of(folder, "iteration")) < 3:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in err, err
+    last = max(row["iteration"] for row in rows_of(folder))
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)
+    assert checkpoint["progress"]["iteration"] == last < 50
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/x", "/a b/c", "multirun/x/a=0.1,seed=0", "it's", "a\\b'", "läufe/x", "a$b", "a!b", '"', "~/x", "x:y"]
+)
+def test_the_command_that_resumes_can_be_typed(path):
+    words = shlex.split(command_to_resume(path))
+    assert words[:3] == ["python", "-m", "src.run"] and len(words) == 4
+    assert OverridesParser.create().parse_override(words[3]).value() == path
+    assert path != "runs/x" or words[3] == "resume=runs/x"
+    assert not re.search("[a-z]'", command_to_resume("runs/2026-11-22_10-00-00_tdpo_r_hps_seed0"))

@@ -1,0 +1,196 @@
+"""A run that is killed and resumed is one run at W&B, with every row once: offline and then `wandb sync`, or online.
+
+Against a server of our own on this machine, which keeps what the real client sends it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import src.loggers.wandb as tracker
+import wandb
+from src.loggers.jsonl import JsonlLogger
+from src.loggers.wandb_files import Session, records, sessions, values_of
+from tests.conftest import LONGER, rows_of
+from tests.forked import call_forked, run_forked
+from tests.test_resume import kill_at
+from tests.wandb_server import KEY, StoredRun, WandbServer, wandb_server
+
+RUN = [
+    *(override for override in LONGER if not override.startswith("logger")),
+    "iterations=3",
+    "checkpoint_every=1",
+    "evaluation.every=2",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path, monkeypatch):
+    for key in [key for key in os.environ if key.startswith("WANDB")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with wandb_server() as listening:
+        yield listening
+        assert not listening.unknown
+
+
+def sync(folder: Path, server: WandbServer) -> StoredRun:
+    """What README tells to do; returns the only run that the server then has."""
+    command = [sys.executable, "-m", "wandb", "sync", f"{folder}/wandb"]
+    done = subprocess.run(command, env=os.environ | server.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
+    (run,) = server.runs.values()
+    return run
+
+
+def plain(rows: list[dict]) -> list[dict]:
+    """Without what W&B adds, its pictures among it."""
+    ours = lambda k, v: k[0] != "_" and k != "trainer/global_step" and not isinstance(v, dict)  # noqa: E731
+    return [{k: v for k, v in row.items() if ours(k, v)} for row in rows]
+
+
+def assert_every_row_once(run: StoredRun, folder: Path) -> None:
+    assert plain(run.history) == rows_of(folder)
+    assert [row["_step"] for row in run.history] == list(range(len(run.history)))
+
+
+def test_killed_resumed_and_synced(tmp_path, server):
+    """Between the evaluation after iteration 2 and the watch's look at it, with a checkpoint of iteration 1."""
+    folder = tmp_path / "run"
+    kill_at(folder, "row 5", [*RUN, f"run_dir={folder}"])
+    done = run_forked(f"resume={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"to send it: wandb sync {folder}/wandb" in done.stdout
+    run = sync(folder, server)
+    assert_every_row_once(run, folder)
+    assert run.exit_codes[-1] == 0 and run.last("displayName") == "run"
+    pictures = [row["samples"]["path"] for row in run.history if row["kind"] == "evaluation"]
+    assert len(pictures) == 3 and set(pictures) <= set(run.uploaded)
+    tables = [artifact for artifact in server.artifacts if artifact["name"].endswith("pictures_and_scores")]
+    assert len(tables) == 3 and all(table["committed"] and len(table["files"]) > 2 for table in tables)
+    before = len(run.history)
+    assert len(sync(folder, server).history) == before  # and once more sends nothing
+
+
+# ------------------------------------------------------- sessions of a run that logs by itself, which takes no seconds
+
+
+def log(folder: Path, mode: str, resumed_at: int, last: int, kill: bool) -> None:
+    """Rows of iterations after `resumed_at`, each with a picture, then the end, or a kill before the last is stored."""
+    metrics = JsonlLogger(folder / "metrics.jsonl")
+    rows = metrics.forget_after(resumed_at)
+    options: dict[str, Any] = {"group": "g", "tags": [], "config": {}, "resumed_at": resumed_at, "rows": rows}
+    wandb_logger = tracker.make_wandb_logger(folder, "p", mode, **options)
+    for iteration in range(resumed_at + 1, last + 1):
+        row = {"kind": "iteration", "iteration": iteration, "reward_queries": 4 * iteration}
+        wandb_logger.add_media({"samples": wandb.Image(np.zeros((8, 8, 3), np.uint8))})
+        for logger in (metrics, wandb_logger):
+            logger.log_metrics(row, step=iteration)
+        if not kill or iteration < last:
+            time.sleep(0.2)  # several times what W&B's file may lag behind
+    if kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    wandb.finish()
+
+
+def session(folder: Path, mode: str, resumed_at: int, last: int, kill: bool = False) -> None:
+    folder.mkdir(exist_ok=True)
+    done = call_forked(log, folder, mode, resumed_at, last, kill)
+    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("modes", ["offline offline offline", "offline online online"])
+def test_two_kills_and_an_end(modes, tmp_path, server, monkeypatch):
+    """Checkpoints are of iterations 2 and 5; the rows of 3 and 4, and of 6, are logged twice."""
+    for key, value in server.environment().items():
+        monkeypatch.setenv(key, value)
+    folder = tmp_path / "run"
+    for mode, at, last, kill in zip(modes.split(), (0, 2, 5), (4, 6, 8), (True, True, False), strict=True):
+        session(folder, mode, at, last, kill)
+    run = sync(folder, server) if modes.endswith("offline") else next(iter(server.runs.values()))
+    assert_every_row_once(run, folder)
+    assert [row["iteration"] for row in run.history] == list(range(1, 9)) and len(server.runs) == 1
+    assert run.summary["iteration"] == 8 and run.exit_codes[-1] == 0
+
+
+def test_synced_between_the_kill_and_the_resume(tmp_path, server):
+    folder = tmp_path / "run"
+    session(folder, "offline", 0, 4, kill=True)
+    assert [row["iteration"] for row in sync(folder, server).history] in ([1, 2, 3], [1, 2, 3, 4])
+    session(folder, "offline", 2, 6)
+    assert_every_row_once(sync(folder, server), folder)
+
+
+def test_what_was_logged_without_wandb_is_sent_too(tmp_path, server):
+    """And what was removed once it had been sent is not sent again."""
+    folder = tmp_path / "run"
+    session(folder, "disabled", 0, 3)
+    assert not (folder / "wandb").exists()
+    session(folder, "offline", 3, 5)
+    assert_every_row_once(sync(folder, server), folder)
+    shutil.rmtree(folder / "wandb")
+    session(folder, "offline", 5, 6)
+    assert [row["iteration"] for row in sync(folder, server).history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_unreachable_server_leaves_a_session_unsent(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    session(folder, "offline", 0, 1)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3)
+    assert not tracker._send(sessions(folder)) and tracker._send([])
+
+
+def test_what_a_kill_may_leave_of_the_file(tmp_path, server):
+    """Part of a record; what a file system makes of a part that never reached the disk; a bare header; nothing."""
+    folder = tmp_path / "run"
+    session(folder, "offline", 0, 3)
+    (whole,) = sessions(folder)
+    data, ends = whole.file.read_bytes(), [end for end, record in records(whole.file) if values_of(record)]
+    flipped = bytearray(data[: ends[-1]])
+    flipped[-9] ^= 1
+    for damaged in (data[: ends[-1] - 5], data[: ends[-1] - 40] + bytes(40), bytes(flipped)):
+        whole.file.write_bytes(damaged)
+        assert whole.cut(None) and list(whole.rows().values()) == [("iteration", 1), ("iteration", 2)]
+        assert ends[-2] <= whole.file.stat().st_size < ends[-1]
+    whole.file.write_bytes(data)
+    assert whole.cut(1) and list(whole.rows().values()) == [("iteration", 1)]
+    for nothing in (b"", data[:7], data[:100]):
+        whole.file.write_bytes(nothing)
+        assert not whole.cut(None)
+    session(folder, "offline", 3, 4)
+    assert not whole.file.exists()  # `wandb sync` would refuse it, and all others with it
+    assert_every_row_once(sync(folder, server), folder)
+
+
+def test_a_killed_online_session_may_have_more_than_the_server(tmp_path):
+    session(tmp_path / "run", "offline", 0, 1, kill=True)
+    session(tmp_path / "run", "offline", 0, 1)
+    killed, ended = sessions(tmp_path / "run")
+    assert not killed.ended and ended.ended
+    assert tracker._sync_command(Path("a b"), [killed, ended]) == "wandb sync 'a b/wandb'"
+    online = Session(killed.file.parent.rename(tmp_path / "run-1-abc") / killed.file.name)
+    assert tracker._sync_command(Path("run"), [online, ended]) == "wandb sync --include-online run/wandb"
+
+
+def test_an_id_that_was_lost_is_found_again(tmp_path):
+    folder = tmp_path / "run"
+    session(folder, "offline", 0, 1)
+    stored = (folder / "wandb_id.txt").read_text()
+    (folder / "wandb_id.txt").write_text("\n")
+    session(folder, "offline", 1, 2)
+    assert (folder / "wandb_id.txt").read_text() == stored
+    assert {each.file.name for each in sessions(folder)} == {f"run-{stored}.wandb"}
