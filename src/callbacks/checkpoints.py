@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from src.errors import UserError
+from src.files import make_folder
 
 WRITER = ("PytorchStreamWriter", "unexpected pos")  # in what torch says where a file cannot be written
 
@@ -32,7 +33,7 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if pl_module.iteration % self.every == 0 or trainer.is_last_batch or trainer.should_stop:
-            self.path.parent.mkdir(exist_ok=True)
+            make_folder(self.path.parent)
             partial = self.path.with_suffix(".partial")
             try:
                 trainer.save_checkpoint(partial)

@@ -6,6 +6,7 @@ is that a picture is a sound one of its subject (src/mini/gold_stage.py).
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import ResNetForImageClassification
 from src.errors import UserError
 from src.rewards.base import Images, RewardModel
 
+WORD = re.compile(r"[\w-]+")  # a prompt may be a sentence
 LIMIT = 8.0  # |U| beyond this says nothing more
 
 
@@ -31,7 +33,7 @@ def utility(logits: Float[Tensor, "k b n"], subject: Int[Tensor, " b"]) -> Float
 
 def subject(prompt: str, names: Sequence[str]) -> int:
     """Index of the longest of the names that a prompt contains. Raises UserError if it contains none."""
-    words = f" {prompt.lower().replace(',', ' ')} "
+    words = f" {' '.join(WORD.findall(prompt.lower()))} "
     found = [name for name in names if f" {name} " in words]
     if not found:
         raise UserError(

@@ -27,6 +27,7 @@ from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
 from src.policy.diffusion import DiffusionPolicy
+from src.prompts import PromptSets, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
@@ -56,11 +57,11 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     trainer = trainer_of(cfg, logger=False)  # of which the device and the precision are wanted
     device = trainer.strategy.root_device
     policy: DiffusionPolicy = build(cfg["policy"]).to(device)
-    prompts: list[str] = build(cfg["prompts"]).train
+    sets: PromptSets = build(cfg["prompts"])
+    prompts = sets.train
     judges = build_rewards(cfg["suite"]["judges"] or {})
     rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
-    for reward in rewards.values():
-        reward.check_prompts(prompts)
+    check_prompts(rewards.values(), prompts, sets.places)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
     loggers, started = build_loggers(cfg, folder), time.perf_counter()

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from src.algorithms.base import Algorithm
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.progress import RunProgress
+<<<<<<< HEAD
 from src.config import options_of
 from src.errors import UserError
+=======
+from src.errors import UserError, first_line
+>>>>>>> 475540f (A user's paths, names, prompts and overrides: one sentence that says what, where and how; NaN of a reward is not the learning rate's)
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
 from src.regularisers.base import Regulariser
@@ -155,9 +161,18 @@ def build_trainer(cfg: dict[str, Any], folder: Path, callbacks: list[lightning.C
 
 def trainer_of(cfg: dict[str, Any], **options: Any) -> lightning.Trainer:
     """Lightning's Trainer of the configuration. Raises UserError on devices that are not there."""
-    try:
+    with trainer_faults():
         return build(cfg["trainer"], **options)
+
+
+@contextmanager
+def trainer_faults() -> Iterator[None]:
+    """Raises UserError on options that Lightning cannot take, or whose packages are not there."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException | ImportError):  # or what they need is not
-            raise UserError(f"trainer: {str(error.__cause__).strip().splitlines()[0]}") from error
+        if isinstance(error.__cause__, MisconfigurationException | ImportError | TypeError):
+            raise UserError(f"trainer: {first_line(error.__cause__)}") from error
         raise
