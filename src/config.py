@@ -178,8 +178,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
-    for key in (f.name for f in fields(Config) if f.name not in cfg.keys()):  # noqa: SIM118  (`in` skips what is missing)
-        raise UserError(f"{key} is missing: a run needs it, so leave out ~{key}.")
+    if deleted := {f.name for f in fields(Config)} - set(cfg.keys()):
+        raise UserError(f"{min(deleted)} is missing: a run needs it, so leave out ~{min(deleted)}.")
     if cfg.budget not in cfg.suite.budgets:
         raise UserError(f"budget={cfg.budget} is not one of suite={cfg.suite.name}: {', '.join(cfg.suite.budgets)}.")
     if cfg.task == Task.train_reward and not cfg.suite.judges:
@@ -225,8 +225,8 @@ def run_name(chosen: str | None, experiment: str | None, fallback: str) -> str:
         "it holds a sign that cannot be printed": not chosen.isprintable(),
         f"it is longer than {NAME_BYTES} bytes": len(chosen.encode(errors="replace")) > NAME_BYTES,
     }
-    for fault in (fault for fault, found in faults.items() if found):
-        raise UserError(f"name={chosen!r} cannot name folders and W&B's tags: {fault}.")
+    if found := [fault for fault, holds in faults.items() if holds]:
+        raise UserError(f"name={chosen!r} cannot name folders and W&B's tags: {found[0]}.")
     return chosen
 
 
@@ -246,9 +246,9 @@ def _check_components(cfg: dict[str, Any]) -> None:
             raise UserError(f"{path}={options} has no _target_: give it one, or leave it out (~{path}).")
     for path, options in (rewards | judges | callbacks | {name: cfg[name] for name in BUILT_AS_IT_IS}).items():
         parameters = options_of(_target(options, path))[0].values()
-        for needed in (p.name for p in parameters if p.default is p.empty and p.name != "run_dir"):
-            if needed not in options:
-                raise UserError(f"{path}.{needed} is missing: {options['_target_']} needs it.")
+        needed = [p.name for p in parameters if p.default is p.empty and p.name != "run_dir"]
+        if missing := [name for name in needed if name not in options]:
+            raise UserError(f"{path}.{missing[0]} is missing: {options['_target_']} needs it.")
 
 
 def _check_trainer(cfg: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from src.errors import UserError
@@ -164,6 +165,23 @@ def load_strictly(
             count = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{option}: the weights are of another architecture ({word}: {keys[0]}{count}).")
     return model.requires_grad_(False).eval()
+
+
+def read_tensors(file: Path, option: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError where it is none."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{option}: {file} is no readable safetensors file ({error}); fetch it anew.") from error
+
+
+def fill(module: torch.nn.Module, tensors: Mapping[str, Tensor], option: str) -> None:
+    """Gives a module these weights, all of them. Raises UserError where they are another's."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{option}: the weights are of another architecture ({reason} ...).") from error
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:

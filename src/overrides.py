@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -44,8 +45,7 @@ def written(key: str, value: str) -> str:
     """key=value as it has to be typed: in quotes for Hydra, and for the shell, where they need them."""
     if _reads_as(f"{key}={value}") == value:
         return shlex.quote(f"{key}={value}")
-    quoted = value.replace("\\", "\\\\").replace("'", r"\'") if "'" in value else value
-    override = f"{key}='{quoted}'"
+    override = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
 
 

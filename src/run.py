@@ -16,9 +16,13 @@ import hydra
 from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema)
-from src.errors import told_in_one_sentence
+from src.errors import UserError, told_in_one_sentence
+from src.overrides import fault_in, understood
 from src.runs import sweeps
 from src.runs.folder import stored_task
+from src.screen import take_any_text
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -52,8 +56,19 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
+    take_any_text()
     with _one_sentence(), sweeps.summed_up():
+        _look_at_the_command()
         main()
+
+
+def _look_at_the_command() -> None:
+    """Raises UserError on what Hydra would take for something else, or not take at all."""
+    if Path.cwd().resolve() != ROOT:
+        raise UserError(f"run it from the project's root, which its configuration's paths start from: cd {ROOT}")
+    if fault := fault_in(sys.argv[1:]):
+        raise UserError(fault)
+    sys.argv[1:] = understood(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures for a person to look at: the same prompts and seeds over time, and where the reward was hacked worst."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from src.files import make_folder, write_bytes
 from src.metrics.glossary import lookup
 
 COLUMNS = 8
@@ -79,8 +81,7 @@ class Gallery:
         self._log(trainer, finetuner, {"hacks": self._captioned(finetuner, grid)})
 
     def _save(self, grid: Image.Image, name: str) -> None:
-        self.folder.mkdir(exist_ok=True)
-        grid.save(self.folder / name)
+        save_png(grid, make_folder(self.folder) / name)
 
     def _captioned(self, finetuner: LightningModule, grid: Image.Image) -> wandb.Image:
         at = f"iteration {finetuner.iteration}, {finetuner.reward_queries} reward queries"
@@ -92,6 +93,13 @@ class Gallery:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.log(media | {"reward_queries": finetuner.reward_queries})
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    write_bytes(path, encoded.getvalue())
 
 
 def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.files import read_rows, write_text
+
 
 class JsonlLogger(Logger):
     """Appends each row as it comes; a kill loses at most the row being written."""
@@ -33,7 +35,7 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     @rank_zero_only
@@ -41,13 +43,5 @@ class JsonlLogger(Logger):
         """Drops the rows of iterations that a resumed run is about to repeat, and a row cut short by a kill."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["iteration"] <= iteration:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                continue
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        kept = (row for row in read_rows(self.path) if row.get("iteration", 0) <= iteration)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -52,7 +52,7 @@ def make_wandb_logger(
         "group": group,
         "tags": tags,
         "config": config,
-        "id": id_file.read_text().strip(),
+        "id": id_file.read_text(encoding="utf-8").strip(),
         "resume": "allow",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=wait, finish_timeout=FINISH_TIMEOUT),
     }
