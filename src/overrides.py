@@ -13,7 +13,7 @@ CONF = Path(__file__).parent.parent / "conf"
 TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key takes
     "to Integer": "a whole number",
     "to Float": "a number",
-    "to Boolean": "true or false",
+    "a valid bool": "true or false",
     "to string": "a text",
     "is not Optional": "something other than null",
 }
@@ -32,8 +32,9 @@ def fault_in(arguments: Sequence[str]) -> str | None:
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them, which has another word for callbacks=null."""
-    return ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
+    """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides."""
+    overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
+    return sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def options_of(group: str) -> list[str]:
