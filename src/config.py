@@ -25,7 +25,7 @@ from src.metrics.glossary import GLOSSARY, PARTS
 
 POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any component, counted from 1
 ABOVE_ZERO = ("clip_range", "value_clip_range", "advantage_clip")  # options of any component
-CUTS_SHORT = ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches", "fast_dev_run")
+CUTS_SHORT = ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches")
 GROUPS = (
     *("policy", "algorithm", "critic", "reset", "regulariser", "prompts", "normaliser", "optimizer", "critic_optimizer"),
     *("evaluation", "logger", "trainer"),
@@ -243,7 +243,8 @@ def _check_components(cfg: dict[str, Any]) -> None:
     groups = {name: cfg[name] for name in GROUPS}
     for path, options in (rewards | judges | callbacks | groups).items():
         if not isinstance(options, dict) or "_target_" not in options:
-            raise UserError(f"{path}={options} has no _target_: give it one, or leave it out (~{path}).")
+            mend = "a run needs it: leave out what takes it away" if path in GROUPS else f"or leave it out: ~{path}"
+            raise UserError(f"{path}={options} has no _target_, which says what it is; {mend}.")
     for path, options in (rewards | judges | callbacks | {name: cfg[name] for name in BUILT_AS_IT_IS}).items():
         parameters = options_of(_target(options, path))[0].values()
         needed = [p.name for p in parameters if p.default is p.empty and p.name != "run_dir"]
@@ -259,6 +260,8 @@ def _check_trainer(cfg: dict[str, Any]) -> None:
             f"trainer.precision={trainer['precision']}: log-probabilities need weights in float32; choose 32-true, "
             "bf16-mixed or 16-mixed."
         )
+    if trainer.get("fast_dev_run"):
+        raise UserError("trainer.fast_dev_run keeps nothing of what it runs: for a short run there is +debug=tiny.")
     if cfg["task"] != "finetune":
         if trainer.get("devices", 1) not in (1, "1"):
             raise UserError(f"trainer.devices={trainer['devices']}: only fine-tuning runs on several devices.")
@@ -290,6 +293,9 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
             "samples_per_iteration=1: a single sample is compared with itself alone, and nothing can be learnt; give 2 "
             "or more."
         )
+    training = cfg["reward_training"] or {"max_epochs": 1, "patience": 0}
+    if training["max_epochs"] < 1 or training["patience"] < 0:
+        raise UserError("reward_training: max_epochs must be at least 1, and patience must not be negative.")
     if cfg["max_grad_norm"] <= 0:
         raise UserError(f"max_grad_norm={cfg['max_grad_norm']} must be above 0.")
     if cfg["threads"] is not None and cfg["threads"] < 1:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from src.errors import UserError
+from src.files import user_path
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
@@ -46,7 +47,7 @@ def fetch(
         option: what error messages call it.
         revision: commit, tag or branch of the repository; a folder has none.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.exists():
         if not REPOSITORY.fullmatch(path):
             content = f" with {', '.join(needed)} in it" if needed else ""
@@ -71,8 +72,8 @@ def fetch_file(
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """One file: `path` itself, or `filename` in the folder or repository `path`."""
-    if Path(path).expanduser().is_file():
-        return Path(path).expanduser()
+    if user_path(path).is_file():
+        return user_path(path)
     return fetch(path, option, [filename], revision=revision, kind=kind) / filename
 
 

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
-    task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
+    task = stored_task(cfg.resume) if cfg.resume is not None else cfg.task.value
     return importlib.import_module(f"src.tasks.{task}").run(cfg)
 
 

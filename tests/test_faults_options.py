@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from src.config import check, run_name
 from src.errors import TrainingError, UserError, sentence_of
@@ -14,6 +15,7 @@ from src.overrides import understood, written
 from src.rewards.base import RewardModel
 from src.rewards.ensemble import EnsembleReward
 from src.tasks.best_of_n import score_pool
+from src.tasks.train_reward import weights_of
 from tests.conftest import TINY, composed, rows_of
 from tests.forked import run_forked
 from tests.test_finetuner import NotANumber, Redness, build, fit
@@ -39,16 +41,21 @@ COMMANDS = {
     "no number at all": (["lr_factor=abc"], "lr_factor=abc: it takes a number."),
     "neither true nor false": (["neuron_probe_scattered=5.5"], "neuron_probe_scattered=5.5: it takes true or false."),
     "an unknown task": (["task=foo"], "task=foo: Invalid value 'foo', expected one of [finetune, "),
+    "no folder": (["run_dir="], "run_dir= is empty: name a folder"),
+    "nothing to resume": (["resume="], "resume=: no run there"),
     "no such option": (["reset=foo"], "there is no conf/reset/foo.yaml: choose from active, dormant, full, none"),
     "an unknown budget": (["budget=stduy"], "budget=stduy is not one of suite=mini: default, study."),
     "a group as null": (["logger=null"], "logger=null: choose from wandb, or leave it out."),
     "a group as a number": (["reset=3"], "an override chooses something of a group"),
     "an option of nothing": (["reward_training.max_epochs=3"], "needs one of +experiment=train_reward_*"),
     "a key taken away": (["~seed"], "seed is missing: a run needs it, so leave out ~seed."),
-    "a component taken away": (["~evaluation"], "evaluation"),
+    "a component taken away": (["~evaluation"], "Missing mandatory value: evaluation"),
+    "a component without a name": (["+debug=tiny", "~evaluation"], "which says what it is; a run needs it"),
+    "Lightning's trial": (["+trainer.fast_dev_run=true"], "for a short run there is +debug=tiny."),
+    "no epoch of a reward": (["+reward_training=hps", "reward_training.max_epochs=0"], "max_epochs must be at least 1"),
     "an option taken away": (["~policy.path"], "policy.path is missing: src.policy.diffusion.Diffusion"),
     "no tower": (["suite.tower=null"], "suite.tower=null: it takes something other than null."),
-    "a reward as null": (["suite.rewards.hps=null"], "suite.rewards.hps=None has no _target_: give it one"),
+    "a reward as null": (["suite.rewards.hps=null"], "hps=None has no _target_, which says what it is; or leave"),
     "a callback as a number": (["callbacks.watch=5"], "callbacks.watch=5 has no _target_"),
     "a module that is none": (["optimizer._target_=torch.optim.Foo"], "torch.optim.Foo cannot be imported (Error"),
     "a name with a slash": (["name=a/b"], "name='a/b' cannot name folders and W&B's tags: it holds a /."),
@@ -167,6 +174,15 @@ def test_best_of_n_says_whose_fault_it_is(tmp_path):
     policy.unet.conv_out.weight.data.fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"a sampled picture of 'cat' is not finite; .* base model's weights"):
         score_pool(policy, {"red": Redness()}, "red", ["cat"], 2, 0, tmp_path / "pool")
+
+
+def test_a_reward_that_has_learnt_no_number_is_not_kept(tmp_path):
+    """Lightning's own stop at a loss that is none ends as if all were well."""
+    best = ModelCheckpoint(str(tmp_path), monitor="val/loss")
+    for score in (None, torch.tensor(torch.inf)):  # what it takes nan for
+        best.best_model_score = score
+        with pytest.raises(TrainingError, match=r"val/loss is not finite; start anew with a lower reward_training"):
+            weights_of(best)
 
 
 # ------------------------------------------------------------------------------------------------- rewards of others

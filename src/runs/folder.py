@@ -32,9 +32,11 @@ SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint
 
 def new_run_dir(cfg: dict[str, Any]) -> Path:
     """A path for the run that nothing lies at yet. Raises UserError if the one asked for holds anything."""
-    if not cfg["run_dir"]:
+    if cfg["run_dir"] is None:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         return _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
+    if not cfg["run_dir"]:
+        raise UserError("run_dir= is empty: name a folder, or leave it out for a dated one under runs/.")
     folder = Path(cfg["run_dir"])
     try:
         taken = folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
