@@ -24,7 +24,7 @@ check: setup
 	$(BIN)/ruff check src tests hydra_plugins experiments benchmarks
 	$(BIN)/ruff format --check src tests hydra_plugins experiments benchmarks
 	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py \
-	  src/hub.py src/ranks.py
+	  src/hub.py src/ranks.py src/files.py src/overrides.py src/errors.py
 
 mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"

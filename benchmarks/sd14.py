@@ -30,9 +30,10 @@ from benchmarks.counted import GIB, estimated_memory, flops_a_row
 from benchmarks.weights import write_weights
 from src.config import check
 from src.errors import UserError, told_in_one_sentence
+from src.files import user_path, write_json
 from src.finetuner import RewardFinetuner
 from src.prompts import PromptData
-from src.runs.folder import versions, write_json
+from src.runs.folder import versions
 from src.tasks.building import build, build_finetuner
 from src.tasks.session import quieten
 
@@ -45,9 +46,9 @@ def main() -> None:
     args = parser().parse_args()
     with told_in_one_sentence():
         result = run(args)
-    print(json.dumps(result, indent=2))
-    if args.out:
-        write_json(Path(args.out), result)
+        print(json.dumps(result, indent=2))
+        if args.out:
+            write_json(user_path(args.out), result)
 
 
 def parser() -> argparse.ArgumentParser:

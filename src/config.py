@@ -7,6 +7,7 @@ of what its `_target_` names; both before anything is loaded.
 import difflib
 import enum
 import inspect
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,9 +20,28 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError, first_line
+from src.files import expanded
 from src.metrics.glossary import GLOSSARY, PARTS
 
 POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any component, counted from 1
+ABOVE_ZERO = ("clip_range", "value_clip_range", "advantage_clip")  # options of any component
+CUTS_SHORT = ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches")
+GROUPS = (
+    *(
+        "policy",
+        "algorithm",
+        "critic",
+        "reset",
+        "regulariser",
+        "prompts",
+        "normaliser",
+        "optimizer",
+        "critic_optimizer",
+    ),
+    *("evaluation", "logger", "trainer"),
+)
+BUILT_AS_IT_IS = ("policy", "algorithm", "reset", "prompts", "normaliser")  # by their options alone
+NAME_BYTES = 64  # of a run's name: W&B's tags have no more, and what is put around it is still a folder's name
 MEASURES = [key.split("/")[-1] for key in GLOSSARY if key.startswith("eval/<reward>/")]
 
 
@@ -170,6 +190,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
     Returns the resolved configuration as plain containers. Raises UserError, one sentence, at the first fault.
     """
+    if deleted := {f.name for f in fields(Config)} - set(cfg.keys()):
+        raise UserError(f"{min(deleted)} is missing: a run needs it, so leave out ~{min(deleted)}.")
+    if cfg.budget not in cfg.suite.budgets:
+        raise UserError(f"budget={cfg.budget} is not one of suite={cfg.suite.name}: {', '.join(cfg.suite.budgets)}.")
     if cfg.task == Task.train_reward and not cfg.suite.judges:
         raise UserError(
             f"task=train_reward learns from the comparisons of a judge, and suite={cfg.suite.name} has none: "
@@ -189,11 +213,14 @@ def check(cfg: DictConfig) -> dict[str, Any]:
                 "n = 1 as '+suite.base_moments.hps={mean: ..., std: ...}' and so on."
             ) from error
         raise UserError(first_line(error)) from error
+    resolved = expanded(resolved)
+    resolved["callbacks"] = {name: each for name, each in (resolved["callbacks"] or {}).items() if each is not None}
     known = [f.name for f in fields(Config)]
     for key in resolved:
         if key not in known:
             raise UserError(f"{key} is not a key of the configuration: {_suggestion(key, known)}")
     _check_node(resolved, "")
+    _check_components(resolved)
     _check_numbers(resolved)
     return resolved
 
@@ -215,8 +242,8 @@ def _mix(cfg: DictConfig) -> None:
     if unmeasured:
         raise UserError(
             f"{given}: rewards are mixed in standard deviations, and suite.base_moments does not say how the base's "
-            f"pictures score with {unmeasured[0]}: run +experiment=best_of_n_hps suite={suite.name} pool=8, and give its "
-            f"mean and base_sd at n = 1 as '+suite.base_moments.{unmeasured[0]}={{mean: ..., std: ...}}'."
+            f"pictures score with {unmeasured[0]}: run +experiment=best_of_n_hps suite={suite.name} pool=8, and give "
+            f"its mean and base_sd at n = 1 as '+suite.base_moments.{unmeasured[0]}={{mean: ..., std: ...}}'."
         )
     moments = [suite.base_moments[name] for name in names]
     with open_dict(cfg):
@@ -231,12 +258,70 @@ def _mix(cfg: DictConfig) -> None:
         cfg.train_reward, cfg.train_weights = "mixed", None
 
 
+def run_name(chosen: str | None, experiment: str | None, fallback: str) -> str:
+    """What a new run is called: as chosen, else by its experiment. It is part of a folder's name, and a tag of W&B.
+
+    Raises UserError on a name that cannot be both; an experiment's is cut.
+    """
+    if chosen is None:
+        name = (experiment or fallback).replace("/", "_")
+        return name.encode()[:NAME_BYTES].decode(errors="ignore")
+    faults = {
+        "it is empty": not chosen.strip(),
+        "it holds a /": "/" in chosen,
+        "it holds a sign that cannot be printed": not chosen.isprintable(),
+        f"it is longer than {NAME_BYTES} bytes": len(chosen.encode(errors="replace")) > NAME_BYTES,
+    }
+    if found := [fault for fault, holds in faults.items() if holds]:
+        raise UserError(f"name={chosen!r} cannot name folders and W&B's tags: {found[0]}.")
+    return chosen
+
+
 def _suggestion(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}."
 
 
+def _check_components(cfg: dict[str, Any]) -> None:
+    """What is built by name says what it is, and has every option that it cannot do without."""
+    rewards = {f"suite.rewards.{name}": each for name, each in cfg["suite"]["rewards"].items()}
+    judges = {f"suite.judges.{name}": each for name, each in (cfg["suite"]["judges"] or {}).items()}
+    callbacks = {f"callbacks.{name}": each for name, each in cfg["callbacks"].items()}
+    groups = {name: cfg[name] for name in GROUPS}
+    for path, options in (rewards | judges | callbacks | groups).items():
+        if not isinstance(options, dict) or "_target_" not in options:
+            mend = "a run needs it: leave out what takes it away" if path in GROUPS else f"or leave it out: ~{path}"
+            raise UserError(f"{path}={options} has no _target_, which says what it is; {mend}.")
+    for path, options in (rewards | judges | callbacks | {name: cfg[name] for name in BUILT_AS_IT_IS}).items():
+        parameters = options_of(_target(options, path))[0].values()
+        needed = [p.name for p in parameters if p.default is p.empty and p.name != "run_dir"]
+        if missing := [name for name in needed if name not in options]:
+            raise UserError(f"{path}.{missing[0]} is missing: {options['_target_']} needs it.")
+
+
+def _check_trainer(cfg: dict[str, Any]) -> None:
+    """Raises UserError on options of Lightning's that a run cannot have, or that would cut it short without a word."""
+    trainer = cfg["trainer"]
+    if str(trainer.get("precision", "")).endswith("-true") and trainer["precision"] != "32-true":
+        raise UserError(
+            f"trainer.precision={trainer['precision']}: log-probabilities need weights in float32; choose 32-true, "
+            "bf16-mixed or 16-mixed."
+        )
+    if trainer.get("fast_dev_run"):
+        raise UserError("trainer.fast_dev_run keeps nothing of what it runs: for a short run there is +debug=tiny.")
+    if cfg["task"] != "finetune":
+        if trainer.get("devices", 1) not in (1, "1"):
+            raise UserError(f"trainer.devices={trainer['devices']}: only fine-tuning runs on several devices.")
+        return
+    for key in CUTS_SHORT:
+        if key in trainer:
+            raise UserError(f"trainer.{key}={trainer[key]}: how long a run lasts is iterations=.")
+    if trainer.get("max_epochs", 1) != 1:
+        raise UserError(f"trainer.max_epochs={trainer['max_epochs']} must stay 1: how long a run lasts is iterations=.")
+
+
 def _check_numbers(cfg: dict[str, Any]) -> None:
+    _check_trainer(cfg)
     for key in (
         "iterations",
         "samples_per_iteration",
@@ -250,6 +335,16 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
+    if cfg["task"] == "finetune" and cfg["samples_per_iteration"] < 2:
+        raise UserError(
+            "samples_per_iteration=1: a single sample is compared with itself alone, and nothing can be learnt; give 2 "
+            "or more."
+        )
+    training = cfg["reward_training"] or {"max_epochs": 1, "patience": 0}
+    if training["max_epochs"] < 1 or training["patience"] < 0:
+        raise UserError("reward_training: max_epochs must be at least 1, and patience must not be negative.")
+    if cfg["max_grad_norm"] <= 0:
+        raise UserError(f"max_grad_norm={cfg['max_grad_norm']} must be above 0.")
     if cfg["threads"] is not None and cfg["threads"] < 1:
         raise UserError(f"threads={cfg['threads']} must be at least 1, or null for torch's choice.")
     if not 0 <= cfg["seed"] < 2**32:
@@ -259,13 +354,6 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     for key in ("optimizer", "critic_optimizer"):
         if cfg[key].get("lr", 0) < 0:
             raise UserError(f"{key}.lr={cfg[key]['lr']} must not be negative.")
-    if str(cfg["trainer"].get("precision", "")).endswith("-true") and cfg["trainer"]["precision"] != "32-true":
-        raise UserError(
-            f"trainer.precision={cfg['trainer']['precision']}: log-probabilities need weights in float32; choose "
-            "32-true, bf16-mixed or 16-mixed."
-        )
-    if cfg["task"] != "finetune" and cfg["trainer"].get("devices", 1) not in (1, "1"):
-        raise UserError(f"trainer.devices={cfg['trainer']['devices']}: only fine-tuning runs on several devices.")
     samples, per_update = cfg["samples_per_iteration"], cfg["algorithm"].get("samples_per_update")
     if per_update is not None and per_update < 1:
         raise UserError(f"algorithm.samples_per_update={per_update} must be at least 1, or null for all.")
@@ -297,6 +385,8 @@ def _check_node(node: Any, path: str) -> None:
     if isinstance(node, list):
         for k, child in enumerate(node):
             _check_node(child, f"{path}[{k}]")
+    if isinstance(node, float) and math.isnan(node):
+        raise UserError(f"{path}=nan is no number.")
     if not isinstance(node, dict):
         return
     if "_target_" in node:
@@ -305,12 +395,16 @@ def _check_node(node: Any, path: str) -> None:
         _check_node(child, f"{path}.{key}" if path else key)
 
 
-def _check_signature(node: dict[str, Any], path: str) -> None:
+def _target(node: dict[str, Any], path: str) -> Any:
     try:
-        target = get_object(node["_target_"])
+        return get_object(node["_target_"])
     except Exception as error:
-        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({first_line(error)}).") from error
-    parameters, any_goes = options_of(target)
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({reason}).") from error
+
+
+def _check_signature(node: dict[str, Any], path: str) -> None:
+    parameters, any_goes = options_of(_target(node, path))
     if any_goes:
         return
     for key, value in node.items():
@@ -322,6 +416,8 @@ def _check_signature(node: dict[str, Any], path: str) -> None:
         _check_type(value, parameters[key].annotation, f"{path}.{key}")
         if key in POSITIVE and value is not None and value < 1:
             raise UserError(f"{path}.{key}={value} must be at least 1.")
+        if key in ABOVE_ZERO and value is not None and value <= 0:
+            raise UserError(f"{path}.{key}={value} must be above 0.")
 
 
 def _check_type(value: Any, annotation: Any, path: str) -> None:

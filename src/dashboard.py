@@ -18,7 +18,9 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 import src.config  # noqa: F401  (registers the schema)
 from src.errors import UserError, first_line
+from src.files import reason, user_path, write_text
 from src.loggers.wandb import has_key
+from src.screen import take_any_text
 
 try:
     import wandb_workspaces.reports.v2 as wr
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     suites = sorted(file.stem for file in Path(CONF, "suite").glob("*.yaml"))
     parser.add_argument("--suite", default="mini", choices=suites, help="whose rewards are shown")
     parser.add_argument("--report", action="store_true", help="a W&B report instead of a workspace view")
-    parser.add_argument("--out", type=Path, help="write the workspace's definition to this file and contact nobody")
+    parser.add_argument("--out", type=user_path, help="write the workspace's definition to this file; contact nobody")
     options = parser.parse_args(arguments)
     if ws is None:
         raise UserError("dashboards need the package wandb-workspaces: pip install 'overopt[dashboards]'.")
@@ -134,9 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
     made = make(options.entity, options.project, sections(*suite_rewards(options.suite)))
     if options.out:
         try:
-            options.out.write_text(made._to_model().model_dump_json(by_alias=True, indent=2))
+            write_text(options.out, made._to_model().model_dump_json(by_alias=True, indent=2))
         except OSError as error:
-            raise UserError(f"--out {options.out} cannot be written: {error.strerror}.") from error
+            raise UserError(f"--out {options.out} cannot be written: {reason(options.out, error)}.") from error
         print(f"definition: {options.out}")
         return
     try:
@@ -146,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    take_any_text()
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         main()

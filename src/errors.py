@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from src import overrides
 from src.runs.resuming import how_to_go_on
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+LOWER_RATE = "The last checkpoint and the metrics so far are intact; start anew with a lower learning rate."
+BASE_IS_BROKEN = "No step has been taken yet: look at the base model's weights, guidance= and trainer.precision=."
 
 
 class UserError(Exception):
@@ -32,6 +37,11 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
     """What the user is told of an error, and the exit code; None for a bug, which needs its traceback."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}; free some space, then {how_to_go_on()}.", 2
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        mend = ": give this user the right to it, or name another place" if error.errno in FORBIDDEN else ""
+        return f"{error.filename}: {error.strerror}{mend}.", 2
+    if rejected := overrides.why(error):
+        return rejected, 2
     if not isinstance(error, UserError | TrainingError | HydraException | OmegaConfBaseException):
         return None
     told: BaseException = error
@@ -41,6 +51,11 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
             return None
     lines = [line.strip() for line in str(told).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(told).__name__, 1 if isinstance(told, TrainingError) else 2
+
+
+def reward_is_broken(name: str) -> str:
+    """What to do about a reward that gives no number to a picture that is one."""
+    return f"The pictures are in order, so no learning rate mends it: mend the reward, or leave {name} out."
 
 
 def first_line(error: BaseException) -> str:

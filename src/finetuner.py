@@ -14,7 +14,7 @@ from torch import Tensor
 
 from src.algorithms.base import Algorithm
 from src.critic.base import Critic
-from src.errors import TrainingError, UserError
+from src.errors import BASE_IS_BROKEN, LOWER_RATE, TrainingError, UserError, first_line, reward_is_broken
 from src.metrics.glossary import lookup
 from src.metrics.training import UpdateTally, critic_metrics, reward_metrics
 from src.normalise import PromptNormaliser
@@ -144,9 +144,9 @@ class RewardFinetuner(LightningModule):
 
     def score(self, rollout: Rollout) -> Float[Tensor, " b"]:
         """Rewards of all ranks' samples."""
-        self.check_finite("a sampled picture", rollout.images)
+        self.check_pictures(rollout.images)
         rewards = self.reward.score(rollout.images, rollout.prompts)
-        self.check_finite("the reward", rewards)
+        self.check_scores(self.reward_name, rewards)
         return self.ranks.gather(rewards)
 
     def ask_reference(self, rollout: Rollout) -> float | None:
@@ -305,13 +305,19 @@ class RewardFinetuner(LightningModule):
             scaler.update()  # once for both, or the second would be unscaled by another scale than it was scaled by
         return norms
 
-    def check_finite(self, name: str, values: Tensor) -> None:
+    def check_finite(self, name: str, values: Tensor, mend: str = LOWER_RATE, where: str = "") -> None:
         """Raises TrainingError, on all ranks if on one."""
         if not self.ranks.agree(bool(torch.isfinite(values).all()), self.device):
-            raise TrainingError(
-                f"{name} is not finite in iteration {self.iteration + 1}; stopped. "
-                "The last checkpoint and the metrics so far are intact; start anew with a lower learning rate."
-            )
+            where = where or f"in iteration {self.iteration + 1}"
+            raise TrainingError(f"{name} is not finite {where}; stopped. {mend}")
+
+    def check_pictures(self, images: Float[Tensor, "b 3 h w"], where: str = "") -> None:
+        """Raises TrainingError on pictures that are no longer any; of the untouched base it is not training's fault."""
+        self.check_finite("a sampled picture", images, LOWER_RATE if self.optimizer_steps else BASE_IS_BROKEN, where)
+
+    def check_scores(self, name: str, scores: Float[Tensor, " b"], where: str = "") -> None:
+        """Raises TrainingError on what a reward says of pictures that are in order."""
+        self.check_finite(f"the reward {name}", scores, reward_is_broken(name), where)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -340,9 +346,12 @@ class RewardFinetuner(LightningModule):
         return row
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizers = [self._optimizer(self.policy.trainable())]
-        if self.critic is not None:
-            optimizers.append(self._critic_optimizer(list(self.critic.parameters())))
+        try:
+            optimizers = [self._optimizer(self.policy.trainable())]
+            if self.critic is not None:
+                optimizers.append(self._critic_optimizer(list(self.critic.parameters())))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer or critic_optimizer: {first_line(error)}.") from error
         return optimizers
 
     def on_train_start(self) -> None:
@@ -357,6 +366,9 @@ class RewardFinetuner(LightningModule):
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        largest = torch.stack([p.detach().abs().max() for p in self.parameters() if p.requires_grad])
+        # before it takes the place of one that is in order
+        self.check_finite("a trained weight", largest, where=f"after iteration {self.iteration}")
         # no iteration is the last for good: a resumed run may be given more of them
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         checkpoint["progress"] = {

@@ -20,9 +20,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from src.errors import UserError
+from src.files import user_path
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
@@ -45,7 +47,7 @@ def fetch(
         option: what error messages call it.
         revision: commit, tag or branch of the repository; a folder has none.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.exists():
         if not REPOSITORY.fullmatch(path):
             content = f" with {', '.join(needed)} in it" if needed else ""
@@ -70,8 +72,8 @@ def fetch_file(
     kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """One file: `path` itself, or `filename` in the folder or repository `path`."""
-    if Path(path).expanduser().is_file():
-        return Path(path).expanduser()
+    if user_path(path).is_file():
+        return user_path(path)
     return fetch(path, option, [filename], revision=revision, kind=kind) / filename
 
 
@@ -164,6 +166,23 @@ def load_strictly(
             count = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{option}: the weights are of another architecture ({word}: {keys[0]}{count}).")
     return model.requires_grad_(False).eval()
+
+
+def read_tensors(file: Path, option: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError where it is none."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{option}: {file} is no readable safetensors file ({error}); fetch it anew.") from error
+
+
+def fill(module: torch.nn.Module, tensors: Mapping[str, Tensor], option: str) -> None:
+    """Gives a module these weights, all of them. Raises UserError where they are another's."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{option}: the weights are of another architecture ({reason} ...).") from error
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:

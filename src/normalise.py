@@ -21,6 +21,8 @@ class PromptNormaliser:
     """
 
     def __init__(self, buffer: int = 32, min_count: int = 16):
+        if buffer < 2:
+            raise UserError(f"normaliser.buffer={buffer} must be at least 2: one reward is its own mean.")
         if not 1 <= min_count <= buffer:
             raise UserError(
                 f"normaliser.min_count={min_count} must lie in 1..{buffer}, normaliser.buffer: a prompt never has more "

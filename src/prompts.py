@@ -1,10 +1,8 @@
 """Prompt sets, and the batches of prompts that iterations sample from."""
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,7 +10,9 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from src.errors import UserError
+from src.files import read_json, read_text, user_path
 from src.hub import fetch_file
+from src.rewards.base import RewardModel
 from src.seeding import PROMPT_STREAM, generator_of
 
 SIMPLE_ANIMALS = (
@@ -36,6 +36,17 @@ class PromptSets:
 
     train: list[str]
     held_out: list[str]  # no run trains on them; may be empty
+    places: dict[str, str] = field(default_factory=dict)  # prompt -> where it was read, for messages
+
+
+def check_prompts(judges: Iterable[RewardModel], prompts: Sequence[str], places: Mapping[str, str]) -> None:
+    """Raises UserError, with the place, on a prompt that one of the judges cannot score."""
+    for judge in judges:
+        for prompt in prompts:
+            try:
+                judge.check_prompts([prompt])
+            except UserError as error:
+                raise UserError(f"{places[prompt]}: {error}" if prompt in places else str(error)) from error
 
 
 def simple_animals() -> PromptSets:
@@ -44,8 +55,14 @@ def simple_animals() -> PromptSets:
 
 
 def prompts_from_file(path: str, held_out_path: str | None = None) -> PromptSets:
-    """One prompt a line; empty lines are skipped. Raises UserError if there is none, or one is in both files."""
-    sets = PromptSets(_lines(path, "path"), _lines(held_out_path, "held_out_path") if held_out_path else [])
+    """One prompt a line, in UTF-8; empty lines are skipped. Raises UserError if there is none, or one is in both files.
+
+    Lines end with line breaks only: what else Unicode counts among them is part of a prompt.
+    """
+    train = _lines(path, "path")
+    held_out = _lines(held_out_path, "held_out_path") if held_out_path else []
+    places = dict(reversed(train + held_out))
+    sets = PromptSets([prompt for prompt, _ in train], [prompt for prompt, _ in held_out], places)
     both = set(sets.train) & set(sets.held_out)
     if both:
         raise UserError(f"prompts.held_out_path={held_out_path} holds {min(both)!r}, which is trained on: take it out.")
@@ -67,12 +84,9 @@ def hpd(
     """
     styles = ("anime", "concept-art", "paintings", "photo") if style == "all" else (style,)
     contents: list[list[str]] = []
-    for name in styles[:1] if Path(path).is_file() else styles:
+    for name in styles[:1] if user_path(path).is_file() else styles:
         file = fetch_file(path, "prompts.path", f"benchmark/{name}.json", revision, kind="dataset")
-        try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"prompts.path={file}: no readable JSON ({error}).") from error
+        content = read_json(file)
         if not isinstance(content, list) or not all(isinstance(prompt, str) for prompt in content):
             raise UserError(f"prompts.path={file}: it must hold a list of strings.")
         contents.append(content)
@@ -115,6 +129,9 @@ def prompts_from_parquet(
 def _split(prompts: Sequence[str], held_out: int, limit: int | None, path: str) -> PromptSets:
     """Distinct prompts: the last `held_out` apart, the first `limit` of the others to train on."""
     distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))
+    for prompt in distinct:
+        if any("\ud800" <= sign <= "\udfff" for sign in prompt):  # which no tokenizer takes
+            raise UserError(f"prompts.path={path}: {prompt!a} holds half a sign of UTF-16: take it out.")
     train = distinct[: max(0, len(distinct) - held_out)][:limit]
     if held_out < 0 or not train:
         raise UserError(
@@ -124,11 +141,16 @@ def _split(prompts: Sequence[str], held_out: int, limit: int | None, path: str) 
     return PromptSets(train, distinct[len(distinct) - held_out :])
 
 
-def _lines(path: str, option: str) -> list[str]:
-    file = Path(path)
+def _lines(path: str, option: str) -> list[tuple[str, str]]:
+    """The prompts of a file, each with its place."""
+    file = user_path(path)
     if not file.is_file():
         raise UserError(f"prompts.{option}={path}: no such file.")
-    prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    text = read_text(file, f"prompts.{option}=")
+    if "\0" in text:
+        raise UserError(f"prompts.{option}={path} holds zero bytes: if it is in UTF-16, save it as UTF-8.")
+    lines = [line.replace("\ufeff", "").strip() for line in text.split("\n")]  # marks that files joined together have
+    prompts = [(line, f"prompts.{option}={path}, line {k}") for k, line in enumerate(lines, 1) if line]
     if not prompts:
         raise UserError(f"prompts.{option}={path} holds no prompt; write one a line.")
     return prompts

@@ -22,11 +22,14 @@ import hydra
 from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema)
-from src.errors import told_in_one_sentence
+from src.errors import UserError, told_in_one_sentence
+from src.overrides import fault_in, understood
 from src.runs import sweeps
 from src.runs.folder import stored_task
 from src.runs.resuming import how_to_go_on
-from src.screen import survive_its_end
+from src.screen import survive_its_end, take_any_text
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
@@ -40,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
-    task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
+    task = stored_task(cfg.resume) if cfg.resume is not None else cfg.task.value
     module = importlib.import_module(f"src.tasks.{task}")
     stopping.begun()
     return module.run(cfg)
@@ -64,8 +67,19 @@ def cli() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
     survive_its_end()
+    take_any_text()
     with _one_sentence(), sweeps.summed_up():
+        _look_at_the_command()
         main()
+
+
+def _look_at_the_command() -> None:
+    """Raises UserError on what Hydra would take for something else, or not take at all."""
+    if Path.cwd().resolve() != ROOT:
+        raise UserError(f"run it from the project's root, which its configuration's paths start from: cd {ROOT}")
+    if fault := fault_in(sys.argv[1:]):
+        raise UserError(fault)
+    sys.argv[1:] = understood(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_a_reset_without_a_critic_is_refused():
 
 
 def test_not_a_number_is_named_with_its_iteration():
-    with pytest.raises(TrainingError, match=r"the reward is not finite in iteration 1"):
+    with pytest.raises(TrainingError, match=r"the reward redness is not finite in iteration 1"):
         fit(build(DDPO(1e-4, 5.0), reward=NotANumber()), 1, samples=8)
 
 

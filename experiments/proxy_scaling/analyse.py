@@ -1,6 +1,5 @@
 """Do more comparisons help? `python experiments/proxy_scaling/analyse.py [FOLDER]` writes tables and figures."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from src.errors import told_in_one_sentence
+from src.files import read_json, read_text
 from src.report.figures import JUDGE
 from src.report.runs import Run, find_runs, flat
 from src.report.study import against, compare, crossing, means, table, write_tables
@@ -23,13 +23,13 @@ def reward_folder(config: dict[str, Any]) -> Path:
 
 
 def arm(config: dict[str, Any]) -> str:
-    pairs = yaml.safe_load((reward_folder(config) / "config.yaml").read_text())["pairs"]
+    pairs = yaml.safe_load(read_text(reward_folder(config) / "config.yaml"))["pairs"]
     return f"{pairs:>5,} comparisons"
 
 
 def accuracy(run: Run) -> float:
     """Share of unseen pairs that the run's reward orders as gold does."""
-    test = json.loads((reward_folder(flat(run.config)) / "summary.json").read_text())["test"]
+    test = read_json(reward_folder(flat(run.config)) / "summary.json")["test"]
     return float(test["mixed"]["all"])
 
 

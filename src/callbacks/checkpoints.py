@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from src import stopping
 from src.errors import UserError
+from src.files import make_folder
 from src.runs.resuming import how_to_go_on
 
 WRITER = ("PytorchStreamWriter", "unexpected pos")  # in what torch says where a file cannot be written
@@ -46,7 +47,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint beside the one before, then replaces it. Raises UserError where there is no room."""
-        self.path.parent.mkdir(exist_ok=True)
+        make_folder(self.path.parent)
         partial = self.path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(partial)

@@ -155,16 +155,18 @@ class CrossRewardEvaluation(Callback):
         start = time.perf_counter()
         metrics: Metrics = {}
         ranks: Ranks = pl_module.ranks
+        where = f"in the evaluation after iteration {pl_module.iteration}"
         for part in self.sets:
             own = ranks.part(len(part.prompts))
             with trainer.precision_plugin.forward_context():  # as in training
                 rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
+            pl_module.check_pictures(rollout.images, where)
             scores = {
                 name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
                 for name, reward in self.rewards.items()
             }
             for name, values in scores.items():
-                pl_module.check_finite(f"the evaluation by {name}", values)
+                pl_module.check_scores(name, values, where)
             metrics |= part.compare(scores, pl_module.reward_name)
             if part.name == "eval":
                 metrics |= self._pictures(part, rollout.images, ranks) | self._kl(pl_module, rollout, len(part.prompts))

@@ -1,14 +1,16 @@
 """Pictures for a person to look at: the same prompts and seeds over time, and where the reward was hacked worst."""
 
+import io
 from pathlib import Path
 
 import torch
+import wandb
 from jaxtyping import Float
 from lightning import LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import wandb
+from src.files import make_folder, write_bytes
 from src.loggers.wandb import RunLogger
 from src.metrics.glossary import lookup
 
@@ -79,8 +81,7 @@ class Gallery:
         self._log(trainer, {"hacks": self._captioned(finetuner, grid)})
 
     def _save(self, grid: Image.Image, name: str) -> None:
-        self.folder.mkdir(exist_ok=True)
-        grid.save(self.folder / name)
+        save_png(grid, make_folder(self.folder) / name)
 
     def _captioned(self, finetuner: LightningModule, grid: Image.Image) -> wandb.Image:
         at = f"iteration {finetuner.iteration}, {finetuner.reward_queries} reward queries"
@@ -92,6 +93,13 @@ class Gallery:
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.add_media(media)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    write_bytes(path, encoded.getvalue())
 
 
 def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:

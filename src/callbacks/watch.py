@@ -1,6 +1,6 @@
 """The overoptimization watch: an alarm from what a practitioner has, without a look at any judge."""
 
-import shutil
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
+from src.files import make_folder, remove, write_json
 from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
-from src.runs.folder import write_json
 
 
 class OveroptimizationWatch(Callback):
@@ -87,15 +87,15 @@ class OveroptimizationWatch(Callback):
     def _keep(self, pl_module: LightningModule, value: float) -> None:
         partial, old = self.folder.with_suffix(".partial"), self.folder.with_suffix(".old")
         for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir()
+            remove(left)
+        make_folder(partial)
         pl_module.policy.save(partial)
         queries = self.queries[-1]
         write_json(partial / "at.json", {"reward_queries": queries, "iteration": pl_module.iteration, "signal": value})
-        if self.folder.exists():
+        if os.path.lexists(self.folder):
             self.folder.rename(old)
         partial.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
     def sentence(self) -> str:
         """What the watch has to say so far."""

@@ -1,12 +1,13 @@
 """metrics.jsonl: one JSON object a row; rows of iterations, of evaluations and of the watch."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from src.files import read_rows, write_text
 
 
 class JsonlLogger(Logger):
@@ -34,7 +35,7 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     @rank_zero_only
@@ -45,13 +46,6 @@ class JsonlLogger(Logger):
         """
         if not self.path.exists():
             return []
-        kept = []
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if row["iteration"] <= iteration:
-                    kept.append(row)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.path)
+        kept = [row for row in read_rows(self.path) if row.get("iteration", 0) <= iteration]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         return kept

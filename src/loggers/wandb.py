@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
+import wandb
 import wandb.errors
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +25,6 @@ from pydantic import ValidationError
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
 
-import wandb
 from src.errors import UserError, first_line
 from src.loggers.wandb_files import RowName, Session, sessions
 from src.runs.folder import write_text

@@ -10,17 +10,19 @@ import hydra
 import lightning
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from src.errors import UserError
+from src.errors import told_in_one_sentence
+from src.files import expanded
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    cfg = OmegaConf.create(expanded(OmegaConf.to_container(cfg, resolve=True)))
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)
     last = Path(cfg.work_dir) / "last.ckpt"
-    try:
+    with told_in_one_sentence():
         stage = instantiate(cfg.stage)
         saved = torch.load(last, weights_only=False, map_location="cpu") if last.exists() else None
         if saved and saved["global_step"] >= stage.steps:
@@ -32,8 +34,6 @@ def main(cfg: DictConfig) -> None:
                 sys.exit("stopped; the same command goes on from the last checkpoint.")
         stage.eval()
         stage.export()
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

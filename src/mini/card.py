@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from src.callbacks.gallery import picture_grid
+from src.files import read_text, user_path, write_json
 from src.mini.evaluate import WEIGHTS, evaluate, sample
 from src.prompts import SIMPLE_ANIMALS
 
@@ -21,7 +22,8 @@ def loss_curves(work_dir: Path, target: Path) -> None:
     """One panel a stage, from the CSV files that its training left."""
     figure, axes = plt.subplots(1, len(STAGES), figsize=(15, 2.6), constrained_layout=True)
     for axis, stage in zip(axes, STAGES, strict=True):
-        rows = [row for path in sorted((work_dir / stage).rglob("metrics.csv")) for row in csv.DictReader(path.open())]
+        files = sorted((work_dir / stage).rglob("metrics.csv"))
+        rows = [row for path in files for row in csv.DictReader(read_text(path).splitlines())]
         axis.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
         axis.set(title=stage, xlabel="step", yscale="log")
     axes[0].set_ylabel("training loss")
@@ -30,8 +32,8 @@ def loss_curves(work_dir: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, default=Path("data/mini"))
-    parser.add_argument("--data-dir", type=Path, default=Path("data/emoji"))
+    parser.add_argument("--work-dir", type=user_path, default=Path("data/mini"))
+    parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"))
     args = parser.parse_args()
     folder = WEIGHTS / "card"
     folder.mkdir(exist_ok=True)
@@ -42,7 +44,7 @@ def main() -> None:
     figures = {
         f"{steps}_steps": evaluate(WEIGHTS / "base", args.data_dir, steps, guidance=1.0, each=10) for steps in (10, 20)
     }
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(folder / "figures.json", figures)
     print(json.dumps(figures, indent=2))
 
 

@@ -91,7 +91,7 @@ def _fetch(folder: Path, package: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", f"{package}@{version}", "--pack-destination", str(folder)]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
         except FileNotFoundError as error:
             raise UserError("npm was not found; install Node.js to fetch the emoji pictures.") from error
         except subprocess.CalledProcessError as error:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import ResNetForImageClassification
 
+from src.files import user_path
 from src.mini.data import EmojiData, augment, load_emoji, to_float
 from src.prompts import SIMPLE_ANIMALS
 
@@ -97,7 +98,7 @@ def evaluate(folder: Path, data_dir: Path, steps: int, guidance: float, each: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=WEIGHTS / "base", help="a StableDiffusionPipeline folder")
-    parser.add_argument("--data-dir", type=Path, default=Path("data/emoji"), help="the prepared pictures")
+    parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--samples-per-prompt", type=int, default=10)

@@ -5,7 +5,7 @@ Several classifiers, over all animals and "no such picture", learnt on real pict
 is that a picture is a sound one of its subject (src/mini/gold_stage.py).
 """
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +15,11 @@ from torch import Tensor
 from transformers import ResNetForImageClassification
 
 from src.errors import UserError
+from src.files import read_json
+from src.hub import load_strictly
 from src.rewards.base import Images, RewardModel
 
+WORD = re.compile(r"[\w-]+")  # a prompt may be a sentence
 LIMIT = 8.0  # |U| beyond this says nothing more
 
 
@@ -31,7 +34,7 @@ def utility(logits: Float[Tensor, "k b n"], subject: Int[Tensor, " b"]) -> Float
 
 def subject(prompt: str, names: Sequence[str]) -> int:
     """Index of the longest of the names that a prompt contains. Raises UserError if it contains none."""
-    words = f" {prompt.lower().replace(',', ' ')} "
+    words = f" {' '.join(WORD.findall(prompt.lower()))} "
     found = [name for name in names if f" {name} " in words]
     if not found:
         raise UserError(
@@ -55,11 +58,9 @@ class GoldAnnotator(RewardModel):
         if not folders:
             raise UserError(f"gold path={path}: no members there (sub-folders with config.json and model.safetensors).")
         self.members = torch.nn.ModuleList(
-            ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            for folder in folders
+            load_strictly(ResNetForImageClassification, folder, f"gold path={folder}") for folder in folders
         )
-        self.members.requires_grad_(False).eval()
-        labels = json.loads((folders[0] / "config.json").read_text())["id2label"]
+        labels = read_json(folders[0] / "config.json")["id2label"]
         self.names = [labels[str(k)] for k in range(len(labels) - 1)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import src.config  # noqa: F401  (registers the schema that configurations are checked against)
 from src.callbacks.gallery import picture_grid
+from src.files import user_path, write_json
 from src.metrics.intervals import spread_within
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, load_emoji, to_float
@@ -122,7 +123,7 @@ def agreement(judges: dict[str, RewardModel], num_steps: int, folder: str) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("data/emoji"), help="the prepared pictures")
+    parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--other-gold", help="folder of a second version, to compare with")
     args = parser.parse_args()
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -140,7 +141,7 @@ def main() -> None:
         "best_of_n": best_of_n_curves(cfg, rewards, gold, folder / "best_of_n.png"),
         "agreement": agreement(judges, cfg.num_steps, "data/preferences"),
     }
-    (folder / "gold.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(folder / "gold.json", figures)
     print(json.dumps(figures, indent=2))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from src.errors import UserError
+from src.files import make_folder
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, to_float
 from src.mini.gold import GoldAnnotator
@@ -88,6 +89,7 @@ def load_pool(base: str, gold: str, split: str, pictures: int, num_steps: int, f
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     path = Path(folder) / f"{split}-{key}.npz"
     if not path.exists():
+        make_folder(path.parent, "reward_training.data.folder=")
         print(f"making {batches * BATCH} judged pictures of split {split} (once; kept in {path})", flush=True)
         _make_pool(annotator, base, seed_of(seed, SPLITS.index(split)), batches, num_steps, path)
     with np.load(path) as arrays:
@@ -107,7 +109,6 @@ def _make_pool(annotator: GoldAnnotator, base: str, seed: int, batches: int, num
         flag = torch.full((len(images),), untouched)
         for name, part in zip(rows, (images, concept, utility, soundness, flag), strict=True):
             rows[name].append(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez(file, **{name: torch.cat(parts).numpy() for name, parts in rows.items()})

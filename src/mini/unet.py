@@ -1,6 +1,5 @@
 """The denoiser of the miniature world: v-prediction on animals."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from src.files import read_json, write_json
 from src.mini.captions import all_captions, captions, plain_captions, tokenize
 from src.mini.data import augment, to_float
 from src.mini.stage import Stage
@@ -151,4 +151,4 @@ def save_pipeline(unet: UNet2DConditionModel, parts: Path, folder: Path) -> None
     pipeline.save_pretrained(folder)
     # transformers loads in the dtype that the config names, diffusers in float32; one pipeline needs one dtype
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    write_json(config, read_json(config) | {"dtype": "float32"})

@@ -318,7 +318,7 @@ def _load_pipeline(path: str, revision: str | None, variant: str | None) -> Stab
     weights = [f"{part}/{stem}{ending}" for part, stem in stems.items()]
     also = [*weights, *(f"{part}/config.json" for part in stems), "scheduler/*", "tokenizer/*"]
     folder = fetch(path, "policy.path", ["model_index.json"], also, revision)
-    wanted, found = StableDiffusionPipeline.__name__, json.loads((folder / "model_index.json").read_text())
+    wanted, found = StableDiffusionPipeline.__name__, json.loads((folder / "model_index.json").read_bytes())
     if found.get("_class_name") != wanted:
         raise UserError(f"policy.path={path}: it is a {found.get('_class_name')}; give a {wanted}.")
     require(folder, weights, f"policy.path={path}", revision)

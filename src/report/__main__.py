@@ -1,28 +1,30 @@
 """`python -m src.report RUN_OR_FOLDER... [--output report.html]`: one page of a run, several runs or a sweep."""
 
 import argparse
-import sys
-from pathlib import Path
 
-from src.errors import UserError
+from src.errors import UserError, told_in_one_sentence
+from src.files import reason, user_path
 from src.report.page import write_report
 from src.report.runs import find_runs
+from src.screen import take_any_text
 
 
 def main() -> None:
+    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="run folders, or folders with runs below them")
-    parser.add_argument("--output", type=Path, help="default: report.html in the first of them")
+    parser.add_argument("--output", type=user_path, help="default: report.html in the first of them")
     args = parser.parse_args()
-    try:
+    with told_in_one_sentence():
         runs = find_runs(args.runs)
-        target = args.output or Path(args.runs[0]) / "report.html"
+        target = args.output or user_path(args.runs[0]) / "report.html"
         if not target.parent.is_dir():
             raise UserError(f"--output={target}: there is no folder {target.parent}.")
-        print(write_report(runs, target))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            print(write_report(runs, target))
+        except OSError as error:
+            why = reason(target, error)
+            raise UserError(f"{target} cannot be written: {why}; name another place by --output=FILE.") from error
 
 
 if __name__ == "__main__":

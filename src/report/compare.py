@@ -5,15 +5,16 @@ Writes results.csv (a row a run), tables.md and curves.png into the folder. Need
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from src.errors import UserError, told_in_one_sentence
+from src.files import user_path
 from src.report.figures import treatments
 from src.report.runs import Run, find_runs
 from src.report.study import against, compare, means, only_finished, table, write_tables
 from src.report.study_plots import draw_curves, proxy_and_gold
+from src.screen import take_any_text
 
 AT_THE_END = ["proxy_end", "gold_end", "held_out_gold_end", "cross_end", "top1_end", "gold_peak", "overoptimization"]
 CRITIC = ["explained_variance", "dormant", "recovery"]
@@ -43,6 +44,7 @@ def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None
 
 
 def main() -> None:
+    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m src.report.compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="folders with runs below them, such as a sweep's")
     parser.add_argument("--against", metavar="ARM", help="the arm that the others are held against")
@@ -55,7 +57,7 @@ def main() -> None:
         if args.against is not None and args.against not in arms:
             raise UserError(f"--against={args.against} is none of the arms: {'; '.join(arms)}.")
         rows = [table(runs, lambda _, name=name: name, args.at) for name, runs in arms.items()]  # type: ignore[misc]
-        folder = Path(args.runs[0])
+        folder = user_path(args.runs[0])
         found = pd.concat(rows, ignore_index=True)
         write_tables(folder, found, tables_of(found, args.at, args.against))
         trained = next(iter(arms.values()))[0].trained

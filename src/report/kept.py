@@ -8,12 +8,13 @@ skips them, wherever they were made.
 import argparse
 import io
 import lzma
-import os
 import tarfile
 import tempfile
 from pathlib import Path
 
 from src.errors import UserError, told_in_one_sentence
+from src.files import make_folder, user_path, write_bytes
+from src.screen import take_any_text
 
 FILES = ("config.yaml", "versions.json", "summary.json", "metrics.jsonl")
 ENDING = ".tar.xz"
@@ -26,7 +27,7 @@ def keep(runs: Path, kept: Path) -> list[Path]:
     """
     if not runs.is_dir():
         raise UserError(f"{runs}: no such folder of runs.")
-    kept.mkdir(parents=True, exist_ok=True)
+    make_folder(kept)
     new = []
     for summary in sorted(runs.glob("*/summary.json")):
         target = kept / f"{summary.parent.name}{ENDING}"
@@ -54,18 +55,18 @@ def restore(kept: Path, runs: Path) -> list[Path]:
 
 def _pack(folder: Path, target: Path) -> None:
     """The same run makes the same file, and a file is there whole or not at all."""
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    with tarfile.open(temporary, "w:xz", preset=9) as archive:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz", preset=9) as archive:
         for name in FILES:
             content = (folder / name).read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    temporary.replace(target)
+    write_bytes(target, packed.getvalue())
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".restoring-") as place:
             whole = Path(place) / "run"
@@ -79,10 +80,11 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
+    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m src.report.kept", description=__doc__)
     parser.add_argument("what", choices=("keep", "restore"))
-    parser.add_argument("runs", type=Path, help="folder of run folders, such as multirun/STUDY")
-    parser.add_argument("kept", type=Path, help="folder of kept runs, such as experiments/STUDY/runs")
+    parser.add_argument("runs", type=user_path, help="folder of run folders, such as multirun/STUDY")
+    parser.add_argument("kept", type=user_path, help="folder of kept runs, such as experiments/STUDY/runs")
     args = parser.parse_args()
     with told_in_one_sentence():
         new = keep(args.runs, args.kept) if args.what == "keep" else restore(args.kept, args.runs)

@@ -12,10 +12,10 @@ import plotly.io
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from src.files import write_text
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
 from src.report.watching import detect
-from src.runs.folder import write_text
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
 
@@ -117,7 +117,9 @@ def _one(run: Run) -> dict[str, Any]:
         "profile": _html(profile) if profile else None,
         "health": [_html(figure) for figure in health],
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],
-        "grids": [{"caption": caption, "source": _picture(path)} for path, caption in _grids(run)],
+        "grids": [
+            {"caption": caption, "source": source} for path, caption in _grids(run) if (source := _picture(path))
+        ],
         "trained": run.trained,
         "judge": next(iter(run.config["suite"].get("judges") or {}), "the other rewards"),
         "hacks": _picture(hacks) if hacks.exists() else None,
@@ -153,8 +155,12 @@ def _grids(run: Run) -> list[tuple[Path, str]]:
     return chosen
 
 
-def _picture(path: Path) -> str:
-    picture = Image.open(path).convert("RGB")
+def _picture(path: Path) -> str | None:
+    """A picture as a data URL; None of one that is cut short."""
+    try:
+        picture = Image.open(path).convert("RGB")
+    except (OSError, SyntaxError):
+        return None
     if picture.width > GRID_WIDTH:
         picture = picture.resize((GRID_WIDTH, picture.height * GRID_WIDTH // picture.width))
     buffer = io.BytesIO()
@@ -166,7 +172,7 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
     """A row for each run whose truth is known and whose watch followed something."""
     rows = []
     for run in runs:
-        watch = run.config.get("callbacks", {}).get("watch", {})
+        watch = (run.config.get("callbacks") or {}).get("watch") or {}
         rule = {key: watch[key] for key in ("signal", "margin", "patience", "keep") if key in watch}
         found = detect(run, **rule) if watch else None
         if found is None:

@@ -2,18 +2,20 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from src.config import default_of, default_values
 from src.errors import UserError
+from src.files import read_json, read_rows, user_path
+from src.runs.folder import read_config
 
 Row = dict[str, Any]
+ROOT = Path(__file__).parents[2]  # what a stored configuration's paths are relative to
 IGNORED = (
     "run_dir",
     "resume",
@@ -43,7 +45,7 @@ class Run:
         Empty where none is known.
         """
         file = self.folder / "versions.json"
-        found = json.loads(file.read_text()) if file.exists() else {}
+        found = read_json(file) if file.exists() else {}
         commits = dict.fromkeys(each for each in (*found.get("earlier_commits", []), found.get("commit")) if each)
         return " ".join(each[:9] + ("+changes" if each.endswith("+changes") else "") for each in commits)
 
@@ -86,8 +88,8 @@ class Run:
 
         It is known of one base, one way of sampling, one set of prompts and one version of the reward.
         """
-        file = Path(self.config["suite"].get("control") or "")
-        known = json.loads(file.read_text())["best_of_n"] if file.is_file() else {}
+        file = ROOT / (self.config["suite"].get("control") or "")
+        known = read_json(file)["best_of_n"] if file.is_file() else {}
         of = known.get(f"{self.trained}/of")
         if of is None or of != choice_among(self.config, self.trained):
             return None
@@ -114,18 +116,31 @@ def choice_among(config: dict[str, Any], reward: str) -> dict[str, Any]:
 
 
 def find_runs(paths: Iterable[str]) -> list[Run]:
-    """Every run at or below the paths, labelled by what sets them apart. Raises UserError where there is none."""
+    """Every run at or below the paths, labelled by what sets them apart. Raises UserError where there is none.
+
+    One that cannot be read is told on stderr and left out.
+    """
     folders: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for path in map(user_path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such folder.")
         found = sorted(file.parent for file in path.rglob("metrics.jsonl") if (file.parent / "config.yaml").exists())
         if not found:
             raise UserError(f"{path} holds no run (a folder with config.yaml and metrics.jsonl).")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
-    runs = [run for folder in folders if (run := read_run(folder)) is not None]
+    runs, faults = [], []
+    for folder in folders:
+        try:
+            run = read_run(folder)
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            runs += [run] if run else []
     if not runs:
-        raise UserError("none of these runs has been evaluated yet; the base model's evaluation comes first.")
+        missing = "none of these runs has been evaluated yet; the base model's evaluation comes first."
+        raise UserError(faults[0] if faults else missing)
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
     differing = differences(runs)
     for run in runs:
         parts = [f"{key.split('.')[-1]}={run.value(key)}" for key in differing[:4]]
@@ -135,16 +150,11 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
 
 def read_run(folder: Path) -> Run | None:
     """The run in a folder, or None if it is none of fine-tuning or has not been evaluated yet."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = read_config(folder)
     if config.get("task") == "train_reward":
         return None
-    rows = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # a row cut short by a kill
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("iteration", "evaluation", "watch")}
+    rows = list(read_rows(folder / "metrics.jsonl"))  # a callback of the user's may have logged some without a kind
+    by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("iteration", "evaluation", "watch")}
     if not by_kind["evaluation"]:
         return None
     return Run(folder, config, by_kind["iteration"], by_kind["evaluation"], by_kind["watch"])

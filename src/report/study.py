@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from src.errors import UserError
+from src.files import write_text
 from src.report.figures import JUDGE
 from src.report.kept import restore
 from src.report.runs import Run, differences, find_runs, flat
@@ -299,9 +300,9 @@ def judged(rows: pd.DataFrame, margin: float | None) -> pd.DataFrame:
 
 def write_tables(folder: Path, found: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> None:
     """results.csv, a row a run, and tables.md, the tables that have rows under their titles; prints the latter."""
-    found.to_csv(folder / "results.csv", index=False, float_format="%.5g")
+    write_text(folder / "results.csv", found.to_csv(index=False, float_format="%.5g"))
     parts = [f"## {title}\n\n{as_markdown(part)}\n" for title, part in tables.items() if len(part)]
-    (folder / "tables.md").write_text("\n".join(parts))
+    write_text(folder / "tables.md", "\n".join(parts))
     print("\n".join(parts))
 
 

@@ -1,21 +1,20 @@
 """The LAION aesthetic predictor's class of model (Schuhmann et al. 2022): an MLP on frozen CLIP image embeddings."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.hub import fetch, fetch_file, read_checkpoint
+from src.files import read_json, write_json
+from src.hub import fetch, fetch_file, fill, read_checkpoint, read_tensors
 from src.rewards.base import Images, Precision, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.released import linear_layers
-from src.runs.folder import write_json
 
 
 class AestheticReward(RewardModel):
@@ -56,8 +55,11 @@ class AestheticReward(RewardModel):
             self._build_released(fetch_file(path, "aesthetic path", filename, revision), f"aesthetic path={path}")
         elif path:
             folder = fetch(path, "aesthetic path", ["config.json", "model.safetensors"], revision=revision)
-            self._build(json.loads((folder / "config.json").read_text())["hidden"], seed)
-            self.mlp.load_state_dict(load_file(folder / "model.safetensors"))
+            option, config = f"aesthetic path={path}", read_json(folder / "config.json")
+            if "hidden" not in config:
+                raise UserError(f"{option}: its config.json is of another kind of model (hidden is missing).")
+            self._build(config["hidden"], seed)
+            fill(self.mlp, read_tensors(folder / "model.safetensors", option), option)
         else:
             self._build(hidden or [64, 16], seed)
         self.requires_grad_(False).eval()

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor
 
+from src.errors import UserError
+
 Images = Float[Tensor, "b 3 h w"]
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -131,8 +133,19 @@ class RewardModel(LightningModule):
 
     def _score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         starts = range(0, len(images), self.batch_size)
-        parts = [self(images[i : i + self.batch_size], prompts[i : i + self.batch_size]).float() for i in starts]
+        parts = [self._batch(images[i : i + self.batch_size], prompts[i : i + self.batch_size]) for i in starts]
         return torch.cat(parts)
+
+    def _batch(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Raises UserError where that is not one number a picture."""
+        scores = self(images, prompts)
+        if not isinstance(scores, Tensor) or scores.shape != (len(images),):
+            given = list(scores.shape) if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise UserError(
+                f"the reward {type(self).__module__}.{type(self).__name__} gives {given} for {len(images)} pictures: "
+                f"its forward has to return a tensor of shape [{len(images)}], one number a picture."
+            )
+        return scores.float()
 
 
 def tower_input(

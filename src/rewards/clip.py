@@ -1,6 +1,5 @@
 """Rewards that are a CLIP similarity: HPS (Wu et al. 2023) and PickScore (Kirstain et al. 2023)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from src.files import read_json, write_json
 from src.hub import TOKENIZER, fetch, load_tokenizer
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
-from src.runs.folder import write_json
 
 
 class CLIPReward(RewardModel):
@@ -57,7 +56,7 @@ class CLIPReward(RewardModel):
         self._adopt(
             clip_tower(folder, f"reward path={path}", precision, shared),
             load_tokenizer(CLIPTokenizer, processed, "reward processor"),
-            json.loads((processed / "preprocessor_config.json").read_text()),
+            read_json(processed / "preprocessor_config.json"),
             DTYPES[precision],
         )
         self.batch_size = batch_size

@@ -3,7 +3,6 @@
 The prompt's tokens attend to the picture's patches by cross-attention (BLIP); an MLP reads the first token's state.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +10,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from src.hub import TOKENIZER, fetch
+from src.errors import UserError
+from src.files import read_json, write_json
+from src.hub import TOKENIZER, fetch, fill, load_tokenizer, read_tensors
 from src.rewards.base import Images, RewardModel, tower_input
-from src.runs.folder import write_json
 
 
 class ImageTextReward(RewardModel):
@@ -36,8 +36,12 @@ class ImageTextReward(RewardModel):
     def __init__(self, path: str):
         super().__init__()
         folder = fetch(path, "reward path", ["config.json", "model.safetensors", "tokenizer_config.json"], TOKENIZER)
-        self._build(json.loads((folder / "config.json").read_text()), CLIPTokenizer.from_pretrained(folder))
-        self.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
+        option, config = f"reward path={path}", read_json(folder / "config.json")
+        if missing := {"vision", "text", "head", "image_mean", "image_std"} - set(config):
+            raise UserError(f"{option}: its config.json is of another kind of model ({min(missing)} is missing).")
+        self._build(config, load_tokenizer(CLIPTokenizer, folder, "reward path"))
+        tensors = read_tensors(folder / "model.safetensors", option)
+        fill(self, {key: value.float() for key, value in tensors.items()}, option)
         self.requires_grad_(False).eval()
 
     def _build(self, config: dict, tokenizer: CLIPTokenizer) -> None:
@@ -112,7 +116,7 @@ class FreshImageTextReward(ImageTextReward):
         vision, words = pair.vision_model, pair.text_model.get_input_embeddings()
         width = words.embedding_dim
         tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
-        processor = json.loads((Path(clip) / "preprocessor_config.json").read_text())
+        processor = read_json(Path(clip) / "preprocessor_config.json")
         shape = (
             "hidden_size",
             "intermediate_size",

@@ -3,7 +3,6 @@
 import datetime
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from src.config import default_values
 from src.errors import UserError
+from src.files import expanded, make_folder, read_json, reason, user_path, write_json, write_text
+from src.overrides import written
 
 RUNS = Path("runs")
 FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
@@ -29,12 +32,18 @@ SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint
 
 def new_run_dir(cfg: dict[str, Any]) -> Path:
     """A path for the run that nothing lies at yet. Raises UserError if the one asked for holds anything."""
-    if not cfg["run_dir"]:
+    if cfg["run_dir"] is None:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         return _unused(RUNS / f"{stamp}_{cfg['name']}_seed{cfg['seed']}")
+    if not cfg["run_dir"]:
+        raise UserError("run_dir= is empty: name a folder, or leave it out for a dated one under runs/.")
     folder = Path(cfg["run_dir"])
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        resumable = f", or go on with it by resume={folder}" if cfg["task"] != "train_reward" else ""
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
+    except OSError as error:
+        raise _cannot_be_used(folder, error) from error
+    if taken:
+        resumable = f", or go on with it by {written('resume', str(folder))}" if cfg["task"] != "train_reward" else ""
         raise UserError(f"run_dir={folder} exists; name another{resumable}.")
     return folder
 
@@ -50,16 +59,17 @@ def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> No
 
 def _unused(folder: Path) -> Path:
     """`folder`, or `folder-2`, ..., made at once: two runs may start in the same second."""
+    make_folder(folder.parent)
     candidate, k = folder, 1
     while True:
         try:
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
         except FileExistsError:
             k += 1
             candidate = folder.with_name(f"{folder.name}-{k}")
         except OSError as error:
-            raise _cannot_be_made(candidate, error) from error
+            raise _cannot_be_used(candidate, error) from error
 
 
 @contextmanager
@@ -70,9 +80,9 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        lock = (folder / LOCK).open("wb")
     except OSError as error:
-        raise _cannot_be_made(folder, error) from error
+        raise _cannot_be_used(folder, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,8 +93,8 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _cannot_be_made(folder: Path, error: OSError) -> UserError:
-    return UserError(f"run_dir={folder} cannot be made: {error.strerror}.")
+def _cannot_be_used(folder: Path, error: OSError) -> UserError:
+    return UserError(f"run_dir={folder} cannot be used: {reason(folder, error)}.")
 
 
 def find_run(resume: str) -> Path:
@@ -94,22 +104,56 @@ def find_run(resume: str) -> Path:
     """
     resume = os.environ.get(FOLDER_TOLD, resume)
     if resume == "last":
-        started = sorted(RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+        started = sorted(RUNS.glob("*/config.yaml"), key=_changed)
         if not started:
             raise UserError(f"resume=last: no run under {RUNS.resolve()}.")
         return started[-1].parent
-    folder = Path(resume)
+    folder = user_path(resume)
     if folder.name == "last.ckpt":
         folder = folder.parent.parent
-    if not (folder / "config.yaml").is_file():
+    try:
+        there = (folder / "config.yaml").is_file()
+    except OSError as error:
+        raise UserError(f"resume={resume} cannot be read: {reason(folder, error)}.") from error
+    if not there:
         raise UserError(f"resume={resume}: no run there (config.yaml is missing).")
     return folder
 
 
+def _changed(path: Path) -> int:
+    """When a file was written last, in ns; 0 if it has gone since it was found."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def stored_task(resume: str) -> str:
     """What the run to resume does, for whoever has to choose who goes on with it."""
-    stored: Any = OmegaConf.load(find_run(resume) / "config.yaml")
-    return stored.get("task", "finetune")
+    return read_config(find_run(resume)).get("task", "finetune")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises UserError, with what to do, where it cannot be read."""
+    path = folder / "config.yaml"
+    try:
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path))
+        fault = "" if isinstance(stored, dict) and "suite" in stored else "it is no configuration of a run"
+        fault = fault if path.stat().st_size else "it is empty"
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        fault = " ".join(str(error).split())
+    if fault:
+        raise UserError(
+            f"{path} cannot be read ({fault}): put the config.yaml of a run of the same command in its place, or start "
+            f"anew elsewhere{weights_in(folder)}."
+        )
+    return expanded(stored)
+
+
+def weights_in(folder: Path) -> str:
+    """What a message says of the weights that a run folder still holds, if there are any."""
+    kept = [name for name in ("best", "unet", "lora") if (folder / name).is_dir()]
+    return f"; weights are in {' and '.join(str(folder / name) for name in kept)}" if kept else ""
 
 
 def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -117,7 +161,7 @@ def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
     Raises UserError on one that would make it another run.
     """
-    stored = OmegaConf.load(folder / "config.yaml")
+    stored = OmegaConf.create(read_config(folder))
     values = [o for o in overrides if not o.startswith("resume=")]
     for override in values:
         if not override.startswith(RESUMABLE):
@@ -133,7 +177,7 @@ def write_config(folder: Path, cfg: dict[str, Any]) -> None:
     """config.yaml (resolved) and versions.json, each whole or not at all; the latter also tells what went before it."""
     path, now = folder / "versions.json", versions()
     if path.exists():  # the run goes on
-        before = json.loads(path.read_text())
+        before = read_json(path, "remove it, and the run goes on")
         now["earlier_commits"] = [*before.get("earlier_commits", []), before["commit"]]
     write_json(path, now)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
@@ -152,18 +196,10 @@ def _commit() -> str:
     try:
         here = Path(__file__).parent
         git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-        return commit + ("+changes" if changed.stdout.strip() else "")
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True).stdout.decode().strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, check=True
+        ).stdout.strip()
+        return commit + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(content)
-    temporary.replace(path)

@@ -13,7 +13,6 @@ import fcntl
 import gc
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import secrets
@@ -35,8 +34,9 @@ from rich.table import Table
 
 from src.config import check, default_of, default_values
 from src.errors import UserError, sentence_of
+from src.files import make_folder, read_json, user_path, write_json, write_text
 from src.report.runs import IGNORED, find_runs, flat
-from src.runs.folder import LOCK, write_json, write_text
+from src.runs.folder import LOCK, read_config
 from src.runs.resuming import now_sweeping
 from src.screen import show
 from src.stopping import begun, leave, stopped_by
@@ -49,8 +49,9 @@ NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
     "ray": ("ray", "ray"),
 }
 GOES_ON = "; the same command goes on with it."
+AGAIN = "remove it, and the same command writes it anew"
 MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of W&B
-STARTED = {LOCK, "versions.json", "versions.tmp", "config.tmp"}  # what a kill leaves before there is a configuration
+STARTED = {LOCK, "versions.json"}  # what a kill leaves before there is a configuration, beside half-written files
 # our presets have the names of the plugins' own options, and Hydra would rather that they had not
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
 _begun: dict[str, Any] = {}  # the sweep of this process, if it started one: its folder, jobs, and token
@@ -71,15 +72,25 @@ class Sweep(Callback):
         _check_installed(config.hydra.runtime.choices)
         now_sweeping(True)
         begun()
-        folder, token = str(config.hydra.sweep.dir), secrets.token_hex(4)
+        folder, token = _made(config.hydra.sweep.dir), secrets.token_hex(4)
         _begun.update(folder=folder, jobs=[], token=token)
         quoted = folder.replace("'", r"\'")
-        with read_write(config), open_dict(config):  # jobs are composed anew, from these and from their own overrides
+        with read_write(config), open_dict(config):
+            config.hydra.sweep.dir = folder  # jobs are composed anew, from these and from their own overrides
             config.hydra.overrides.hydra += [
                 f"hydra.sweep.dir='{quoted}'",
                 f"hydra.callbacks.sweep.token='{token}'",
                 f"hydra.callbacks.sweep.swept={swept_keys(config)}",
             ]
+
+
+def _made(folder: str) -> str:
+    """The sweep's folder, made, as a person names it."""
+    try:
+        return str(make_folder(user_path(folder) / "jobs", "hydra.sweep.dir=").parent)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)  # Hydra makes a warning of any other exception in a callback
 
 
 def _check_installed(choices: Any) -> None:
@@ -211,7 +222,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
     The lock dies with its process.
     """
-    with lock.open("w") as file:
+    with lock.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -231,13 +242,14 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
         composed.threads = threads_of_a_job(HydraConfig.get().launcher)
     cfg = check(composed)
     if not (folder / "config.yaml").exists():
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= STARTED:
+        if folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ".tmp"} <= STARTED:
             shutil.rmtree(folder)
         composed.run_dir = str(folder)
         run(composed)
         return "done"
     _refuse_another(folder, cfg)
     if (folder / "summary.json").exists():
+        read_json(folder / "summary.json", AGAIN)
         print(f"skipped, for it is finished: {folder}", flush=True)
         return "skipped"
     if cfg["task"] != "train_reward":
@@ -260,7 +272,7 @@ def threads_of_a_job(launcher: Any) -> int | None:
 
 def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
     """Raises UserError if the folder holds a run of another configuration."""
-    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    stored = read_config(folder)
     wanted: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(cfg))))
     there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
     for key in sorted(there | here):
@@ -282,7 +294,7 @@ def _describes(key: str) -> bool:
 def _objective(folder: Path, key: str | None) -> float:
     if key is None:
         return float("nan")
-    final = json.loads((folder / "summary.json").read_text()).get("final", {})
+    final = read_json(folder / "summary.json", AGAIN).get("final", {})
     if key not in final:
         raise UserError(f"objective={key} is not among the final figures in {folder / 'summary.json'}.")
     return float(final[key])
@@ -323,8 +335,8 @@ def _sum_up(root: Path, token: str, expected: list[str], report: bool) -> bool:
         expected: names of jobs beside those that have told something.
         report: of all in the folder, too; it takes seconds.
     """
-    found = [json.loads(path.read_text()) for path in (root / "jobs").glob("*.json")]
-    told = {job["job"]: job for job in found if job["token"] == token}
+    found = [_read(path) for path in (root / "jobs").glob("*.json")]
+    told = {job["job"]: job for job in found if job.get("token") == token}
     jobs = [told.get(name) or _untold(root, name) for name in sorted({*told, *expected})]
     if not jobs:
         return False
@@ -358,7 +370,13 @@ def _untold(root: Path, name: str) -> dict[str, Any]:
     return {"job": name, "swept": [], "state": state, "sentence": f"it never began{GOES_ON}"}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a file tells; nothing where it is not there, or broken: the other jobs are told all the same."""
+    with contextlib.suppress(UserError, OSError):
+        return read_json(path)
+    return {}
+
+
 def _gains(folder: Path) -> dict[str, float]:
-    path = folder / "summary.json"
-    final = json.loads(path.read_text()).get("final", {}) if path.exists() else {}
+    final = _read(folder / "summary.json").get("final", {})
     return {key.split("/")[1]: final[key] for key in final if re.fullmatch("eval/[^/]+/gain", key)}

@@ -21,12 +21,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from src.callbacks.gallery import picture_grid
-from src.errors import UserError
+from src.callbacks.gallery import picture_grid, save_png
+from src.errors import BASE_IS_BROKEN, TrainingError, UserError, reward_is_broken
+from src.files import make_folder
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
 from src.policy.diffusion import DiffusionPolicy
+from src.prompts import PromptSets, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
@@ -56,11 +58,11 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     trainer = trainer_of(cfg, logger=False)  # of which the device and the precision are wanted
     device = trainer.strategy.root_device
     policy: DiffusionPolicy = build(cfg["policy"]).to(device)
-    prompts: list[str] = build(cfg["prompts"]).train
+    sets: PromptSets = build(cfg["prompts"])
+    prompts = sets.train
     judges = build_rewards(cfg["suite"]["judges"] or {})
     rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
-    for reward in rewards.values():
-        reward.check_prompts(prompts)
+    check_prompts(rewards.values(), prompts, sets.places)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
     loggers, started = build_loggers(cfg, folder, resumed_at=0), time.perf_counter()  # rows that a kill left go
@@ -107,9 +109,9 @@ class Pool:
         return cls(scores, *pictures.values())
 
     def save_grids(self, folder: Path, prompts: list[str], n: int) -> None:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for k, pictures in ((1, self.first), (n, self.best)):
-            picture_grid(torch.stack(pictures), prompts[: len(pictures)]).save(folder / f"{k:05d}.png")
+            save_png(picture_grid(torch.stack(pictures), prompts[: len(pictures)]), folder / f"{k:05d}.png")
 
 
 def score_pool(
@@ -122,14 +124,20 @@ def score_pool(
     folder: Path,
 ) -> None:
     """Draws n samples of each prompt and scores them with every reward; a file a prompt, those that are there stay."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for p, prompt in enumerate(track(prompts, f"best of {n}: base samples")):
         file = folder / f"{p:06d}.npz"
         if file.exists():
             continue
         repeated = [prompt] * n
         images = policy.sample(repeated, [seed_of(seed, p * n + i, POOL_STREAM) for i in range(n)]).images
+        if not images.isfinite().all():
+            raise TrainingError(f"a sampled picture of {prompt!r} is not finite; stopped. {BASE_IS_BROKEN}")
         found = {f"scores/{name}": reward.score(images, repeated).cpu().numpy() for name, reward in rewards.items()}
+        broken = [name for name in rewards if not np.isfinite(found[f"scores/{name}"]).all()]
+        if broken:
+            mend = reward_is_broken(broken[0])
+            raise TrainingError(f"the reward {broken[0]} is not finite for {prompt!r}; stopped. {mend}")
         if p < GRID_PROMPTS:
             chosen = images[[0, int(found[f"scores/{proxy}"].argmax())]].cpu().numpy()
             found |= dict(zip(GRIDS, chosen, strict=True))

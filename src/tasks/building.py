@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.progress import RunProgress
 from src.callbacks.stopping import StopsAtSignals
 from src.config import options_of
-from src.errors import UserError
+from src.errors import UserError, first_line
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
 from src.regularisers.base import Regulariser
@@ -166,9 +168,18 @@ def build_trainer(
 
 def trainer_of(cfg: dict[str, Any], **options: Any) -> lightning.Trainer:
     """Lightning's Trainer of the configuration. Raises UserError on devices that are not there."""
-    try:
+    with trainer_faults():
         return build(cfg["trainer"], **options)
+
+
+@contextmanager
+def trainer_faults() -> Iterator[None]:
+    """Raises UserError on options that Lightning cannot take, or whose packages are not there."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException | ImportError):  # or what they need is not
-            raise UserError(f"trainer: {str(error.__cause__).strip().splitlines()[0]}") from error
+        if isinstance(error.__cause__, MisconfigurationException | ImportError | TypeError):
+            raise UserError(f"trainer: {first_line(error.__cause__)}") from error
         raise

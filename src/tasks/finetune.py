@@ -13,15 +13,16 @@ from rich.table import Table
 from src.callbacks.checkpoints import harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
-from src.errors import UserError
+from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.wandb import RunLogger
-from src.prompts import PromptData
+from src.overrides import written
+from src.prompts import PromptData, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
-from src.runs.folder import open_run_dir, versions, write_json
+from src.runs.folder import open_run_dir, versions, weights_in, write_json
 from src.screen import show
-from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer
+from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer, trainer_faults
 from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
 
 
@@ -39,8 +40,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     prompts = build(cfg["prompts"])
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
     judges = build_rewards(cfg["suite"]["judges"] or {})
-    for judge in judges.values():
-        judge.check_prompts([*prompts.train, *prompts.held_out])
+    check_prompts(judges.values(), [*prompts.train, *prompts.held_out], prompts.places)
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
         raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
     evaluation = build(cfg["evaluation"], _partial_=True)(
@@ -64,7 +64,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     else:
         if trainer.is_global_zero:
             (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
-        with told_to_ranks(folder), harmless_contents():
+        with told_to_ranks(folder), harmless_contents(), trainer_faults():
             fit(trainer, finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
@@ -97,7 +97,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         assert "progress" in checkpoint
     except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}).") from error
+        folder = path.parent.parent
+        raise UserError(
+            f"{path} is not a readable checkpoint ({first_line(error)}): put a copy of an earlier one there, or remove "
+            f"it, and {written('resume', str(folder))} begins anew with the same configuration{weights_in(folder)}."
+        ) from error
     return checkpoint
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import lightning
 import torch
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-import wandb
-from src.config import check
+from src.config import check, run_name
 from src.errors import UserError
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
 from src.runs.resuming import now_at
@@ -29,7 +29,7 @@ POOL = "pool"  # folder of best-of-n's samples, while they are drawn
 def new_run(composed: DictConfig, fallback_name: str) -> tuple[dict[str, Any], Path]:
     """The checked configuration of a run that begins, and the folder it will have; nothing is written yet."""
     cfg = check(composed)
-    cfg["name"] = cfg["name"] or HydraConfig.get().runtime.choices.get("experiment") or fallback_name
+    cfg["name"] = run_name(cfg["name"], HydraConfig.get().runtime.choices.get("experiment"), fallback_name)
     folder = folder_told(cfg) or new_run_dir(cfg)
     cfg["run_dir"] = str(folder)
     set_threads(cfg)

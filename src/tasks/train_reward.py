@@ -18,14 +18,14 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
 
-from src.errors import UserError
+from src.errors import TrainingError, UserError
 from src.loggers.jsonl import JsonlLogger
 from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
-from src.tasks.building import build
+from src.tasks.building import build, trainer_of
 from src.tasks.session import fit, new_run, quieten, session
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
@@ -54,8 +54,8 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     print(f"run folder: {folder}", flush=True)
     started = time.perf_counter()
     best = ModelCheckpoint(str(folder / "checkpoints"), "best", monitor="val/loss", enable_version_counter=False)
-    trainer = build(
-        cfg["trainer"],
+    trainer = trainer_of(
+        cfg,
         enable_progress_bar=True,
         enable_checkpointing=True,
         max_epochs=training["max_epochs"],
@@ -67,7 +67,7 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         ],
     )
     fit(trainer, model, data)
-    kept = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    kept = weights_of(best)
     model.load_state_dict(kept["state_dict"])
     model.eval()
     report = report_on(model, data.test_pool)
@@ -88,6 +88,13 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     show(table)
     print(f"weights: {folder / 'reward'}   metrics: {folder / 'metrics.jsonl'}")
     return summary
+
+
+def weights_of(best: ModelCheckpoint) -> dict[str, Any]:
+    """The checkpoint of the best epoch. Raises TrainingError where no epoch had a loss that is a number."""
+    if best.best_model_score is None or not best.best_model_score.isfinite():
+        raise TrainingError("val/loss is not finite; start anew with a lower reward_training.optimizer.lr.")
+    return torch.load(best.best_model_path, weights_only=True, map_location="cpu")
 
 
 def report_on(model: RewardModel, pool: Pool) -> dict[str, dict[str, float]]:

@@ -1,0 +1,99 @@
+"""What Hydra cannot take of the command line: which override, why, and how to write it."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+CONF = Path(__file__).parent.parent / "conf"
+TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key takes
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "a valid bool": "true or false",
+    "to string": "a text",
+    "is not Optional": "something other than null",
+}
+
+
+def fault_in(arguments: Sequence[str]) -> str | None:
+    """One sentence on what Hydra would end on without one; None where there is nothing of the kind."""
+    for argument in arguments:
+        if any("\ud800" <= sign <= "\udfff" for sign in argument):  # bytes that the locale could not read
+            shown = argument.encode("ascii", "backslashreplace").decode()
+            return f"{shown} cannot be read in this locale: set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
+        key, _, value = argument.lstrip("+").partition("=")
+        if value == "null" and key != "callbacks" and (options := options_of(key)):
+            return f"{argument}: choose from {', '.join(options)}, or leave it out."
+    return None
+
+
+def understood(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides."""
+    overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
+    return sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def options_of(group: str) -> list[str]:
+    """The names of the files of a group of conf/; none of what is no group."""
+    return sorted(path.stem for path in CONF.glob("*/*.yaml") if path.parent.name == group)
+
+
+def written(key: str, value: str) -> str:
+    """key=value as it has to be typed: in quotes for Hydra, and for the shell, where they need them."""
+    if _reads_as(f"{key}={value}") == value:
+        return shlex.quote(f"{key}={value}")
+    override = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
+
+
+def _reads_as(override: str) -> str | None:
+    """What Hydra reads as the value of an override; None where it cannot, or where it is a sweep."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+    return None if parsed.is_sweep_override() else str(parsed.value())
+
+
+def why(error: BaseException) -> str | None:
+    """The sentence of an override that Hydra or OmegaConf rejects; None of any other error."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {', '.join(error.options)}."
+    said = str(error)
+    if found := re.match(r"Ambiguous value for argument '(.*)'\n1\.", said, re.S):
+        key, _, value = found[1].partition("=")
+        return (
+            f"{found[1]} gives several values: add -m for a sweep over them, or write {key}=[{value}] for a list, "
+            f"{written(key, value)} for a text."
+        )
+    if found := re.match(r"Sweep parameters '(.*)' requires --multirun", said, re.S):
+        return f"{found[1]} gives several values: add -m for a sweep over them."
+    if (found := re.match(r"Error merging override (.*)", said, re.S)) and error.__cause__:
+        reason = str(error.__cause__).strip().splitlines()[0]
+        takes = next((word for sign, word in TAKES.items() if sign in reason), None)
+        return f"{found[1]}: {f'it takes {takes}' if takes else reason}."
+    if isinstance(error, AssertionError) and "Unexpected type for root: NoneType" in said:
+        return (
+            "an override sets an option of a group that is not chosen: reward_training.* needs one of "
+            "+experiment=train_reward_*."
+        )
+    if isinstance(error, ValueError) and said.startswith("Config group override must be"):
+        return f"an override chooses something of a group that is no name of one of its files ({said.split('. ')[-1]})."
+    return None
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override!r} is no KEY=VALUE; a value with a space in it needs quotes: \"name='two words'\"."
+    if _reads_as(f"{key}=1") is None:
+        return f"{override}: {key!r} is no key that Hydra can read."
+    alone = [sign for sign in dict.fromkeys(value) if _reads_as(f"{key}=x{sign}x") is None]
+    signs = f" with {' '.join(alone)} in it" if alone else ""
+    return f"{override}: Hydra reads a value{signs} in quotes only: {written(key, value)}."
