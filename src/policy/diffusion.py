@@ -85,7 +85,7 @@ class DiffusionPolicy(LightningModule):
             self.unet.compile_repeated_blocks(options={"emulate_precision_casts": True})
         self._text_cache: dict[str, Tensor] = {}
 
-    def _add_lora(self, rank: int, alpha: int, targets: list[str] | str) -> None:
+    def _add_lora(self, rank: int, alpha: int, targets: Sequence[str]) -> None:
         """Raises UserError on targets that the UNet has none of, or that cannot be adapted."""
         for key, value in (("lora_rank", rank), ("lora_alpha", alpha)):
             if value < 1:

@@ -63,8 +63,8 @@ def _look_at(path: Path, option: str) -> None:
     """Raises UserError on a file, and on a folder with something else than a pipeline in it."""
     if path.is_file():
         raise UserError(
-            f"{option}: it is a file, and the policy takes a folder: a checkpoint in one file becomes one by diffusers' "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)."
+            f"{option}: it is a file, and the policy takes a folder: a checkpoint in one file becomes one by "
+            "diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(...)."
         )
     if not path.is_dir() or (path / "model_index.json").exists():
         return

@@ -121,7 +121,7 @@ def _has_noise(num_steps: int, count: int, spacing: str, offset: int) -> bool:
     if not 1 <= num_steps < count:
         return False
     timesteps, _ = _steps(num_steps, count, spacing, offset)
-    return len(np.unique(timesteps)) == num_steps and timesteps[0] < count and timesteps[-1] > 0
+    return bool(len(np.unique(timesteps)) == num_steps and timesteps[0] < count and timesteps[-1] > 0)
 
 
 def _require_use(schedule: DDIMSchedule, option: str) -> None:

@@ -15,6 +15,7 @@ from src.hub import TOKENIZER, fetch, load_tokenizer
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
 from src.runs.folder import write_json
+from src.saving import save_tokenizer
 
 
 class CLIPReward(RewardModel):
@@ -110,7 +111,7 @@ class CLIPReward(RewardModel):
 
     def save(self, folder: Path) -> None:
         self.clip.half().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         write_json(folder / "preprocessor_config.json", self.processor)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:

@@ -20,6 +20,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from src.hub import TOKENIZER, fetch
 from src.rewards.base import Images, RewardModel, tower_input
 from src.runs.folder import write_json
+from src.saving import save_tokenizer
 
 
 class ImageTextReward(RewardModel):
@@ -95,7 +96,7 @@ class ImageTextReward(RewardModel):
         save_file(
             {key: value.half().contiguous() for key, value in self.state_dict().items()}, folder / "model.safetensors"
         )
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
 
 class FreshImageTextReward(ImageTextReward):
