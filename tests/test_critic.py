@@ -7,7 +7,6 @@ from src.critic.base import Head
 from src.critic.image_tower import ImageTowerCritic
 from src.critic.latent import LatentCritic
 from src.errors import UserError
-from src.policy import ddim
 from src.ranks import Ranks
 from src.rewards.clip import CLIPReward
 from tests.conftest import ROOT

@@ -6,7 +6,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from src.errors import UserError
-from src.policy import ddim
 from src.policy.diffusion import DiffusionPolicy
 from src.resets.lora import LoraNeurons
 from tests.conftest import BASE

@@ -10,15 +10,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float, Int
 from lightning import LightningModule
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from src.errors import UserError, first_line
+from src.errors import UserError
 from src.policy import ddim
 from src.policy.loading import load_pipeline
+from src.policy.lora import add_lora
 from src.policy.schedule import ddim_schedule
+from src.texts import longer_than
 from src.types import Rollout
 
 TEXT_CACHE = 1024  # prompts whose states are kept on the device; 243 MB of Stable Diffusion's
@@ -74,7 +75,7 @@ class DiffusionPolicy(LightningModule):
             self._frozen = [copy.deepcopy(self.unet)]
             self.unet.requires_grad_(True)
         else:
-            self._add_lora(lora_rank, lora_alpha, lora_targets)
+            add_lora(self.unet, lora_rank, lora_alpha, lora_targets)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if vae_slicing:
@@ -84,25 +85,6 @@ class DiffusionPolicy(LightningModule):
             # unmoved policy is off 1 in half precision, by more than the clip range.
             self.unet.compile_repeated_blocks(options={"emulate_precision_casts": True})
         self._text_cache: dict[str, Tensor] = {}
-
-    def _add_lora(self, rank: int, alpha: int, targets: Sequence[str]) -> None:
-        """Raises UserError on targets that the UNet has none of, or that cannot be adapted."""
-        for key, value in (("lora_rank", rank), ("lora_alpha", alpha)):
-            if value < 1:
-                raise UserError(f"policy.{key}={value} must be at least 1, or the adapters add nothing.")
-        names = [name for name, _ in self.unet.named_modules()]
-        for target in [] if isinstance(targets, str) else targets:
-            if not any(f".{name}".endswith(f".{target}") for name in names):
-                raise UserError(
-                    f"policy.lora_targets: the UNet has no module that ends in {target}; its attention's are to_q, "
-                    "to_k, to_v and to_out.0."
-                )
-        which = targets if isinstance(targets, str) else list(targets)
-        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=which, init_lora_weights="gaussian")
-        try:
-            self.unet.add_adapter(lora)
-        except ValueError as error:
-            raise UserError(f"policy.lora_targets={which} cannot be adapted ({first_line(error)}).") from error
 
     @property
     def step_std(self) -> Float[Tensor, " t"]:
@@ -141,6 +123,15 @@ class DiffusionPolicy(LightningModule):
         while len(self._text_cache) > TEXT_CACHE:
             del self._text_cache[next(iter(self._text_cache))]
         return found
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a prompt that the text encoder sees."""
+        return self.tokenizer.model_max_length
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts whose end the text encoder does not see."""
+        return longer_than(self.max_tokens, self.tokenizer, prompts)
 
     def predict(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
         """The guided output of the network, float32."""

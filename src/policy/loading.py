@@ -20,6 +20,7 @@ WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", 
 CONFIGS = {**dict.fromkeys(WEIGHTS, "config.json"), "scheduler": "scheduler_config.json"}
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 WANTED = "a StableDiffusionPipeline, such as CompVis/stable-diffusion-v1-4"
+LIMITLESS = 1_000_000  # transformers gives a tokenizer without model_max_length one of 10^30
 TOGETHER = "give parts that belong together."
 
 Config = dict[str, Any]
@@ -42,6 +43,7 @@ def load_pipeline(path: str, revision: str | None, variant: str | None) -> Stabl
     _check_fit(configs, option)
     tokenizer = load_tokenizer(_class_of(index, "tokenizer", option), folder / "tokenizer", "policy.path")
     _check_tokenizer(tokenizer, configs["text_encoder"], option)
+    tokenizer.model_max_length = _tokens_read(tokenizer, configs["text_encoder"], option)
     files = [f"{part}/{name}" for part, stem in WEIGHTS.items() for name in weight_files(stem, variant)]
     folder = fetch(path, "policy.path", [], files, revision)
     for part, stem in WEIGHTS.items():
@@ -150,6 +152,17 @@ def _check_tokenizer(tokenizer: Any, text: Config, option: str) -> None:
         raise UserError(f"{option}: its tokenizer has {len(tokenizer)} tokens and its text encoder {known}; {TOGETHER}")
 
 
+def _tokens_read(tokenizer: Any, text: Config, option: str) -> int:
+    """How many tokens of a prompt the text encoder sees: its positions, or fewer if the tokenizer says."""
+    length = min(tokenizer.model_max_length, text.get("max_position_embeddings", LIMITLESS))
+    if length >= LIMITLESS:
+        raise UserError(
+            f"{option}: neither its tokenizer nor its text encoder says how long a prompt may be; set the tokenizer's "
+            "model_max_length in tokenizer/tokenizer_config.json."
+        )
+    return length
+
+
 def _class_of(index: Config, part: str, option: str) -> Any:
     """The class that the pipeline names for a part. Raises UserError where there is none, or one of its own code."""
     library, name = (*(index.get(part) or ()), None, None)[:2]
@@ -167,7 +180,7 @@ def _scheduler(index: Config, folder: Path, option: str) -> Any:
         return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"{option}: its {kind.__name__} cannot be made from its configuration ({first_line(error)})."
+            f"{option}: its {kind.__name__} does not take its configuration ({first_line(error)})."
         ) from error
 
 
@@ -181,6 +194,7 @@ def _load(model_class: Any, folder: Path, variant: str | None, option: str) -> A
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
         )
     except (OSError, ValueError, RuntimeError, TypeError, NotImplementedError, SafetensorError) as error:
         raise UserError(
@@ -188,6 +202,6 @@ def _load(model_class: Any, folder: Path, variant: str | None, option: str) -> A
         ) from error
     for fault, word in (("missing_keys", "missing"), ("mismatched_keys", "shape"), ("unexpected_keys", "unknown")):
         if report[fault]:
-            key = min(map(str, report[fault]))
+            key = min(key if isinstance(key, str) else key[0] for key in report[fault])
             raise UserError(f"{option}: the weights of its {folder.name} are of another architecture ({word}: {key}).")
     return model

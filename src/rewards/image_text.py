@@ -21,6 +21,7 @@ from src.hub import TOKENIZER, fetch
 from src.rewards.base import Images, RewardModel, tower_input
 from src.runs.folder import write_json
 from src.saving import save_tokenizer
+from src.texts import longer_than
 
 
 class ImageTextReward(RewardModel):
@@ -82,6 +83,9 @@ class ImageTextReward(RewardModel):
             return_dict=True,
         ).last_hidden_state
         return self.head(self._float(seen[:, 0])).squeeze(-1)
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        return longer_than(self.max_tokens, self.tokenizer, prompts)
 
     def _float(self, states: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         return states if self.tower_dtype == torch.float32 else states.float()
