@@ -1,5 +1,6 @@
 """Labels below pictures: in letters that the font has, and no wider than their cell."""
 
+import bisect
 import functools
 import re
 import unicodedata
@@ -18,13 +19,13 @@ def label_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default()
 
 
-def fitted(text: str, width: float, end: str = "") -> str:
+def fitted(text: str, width: int, end: str = "") -> str:
     """The text as far as it goes in so many pixels, dots where it is cut, and its end, which is not cut."""
     length = label_font().getlength
     if length(text + end) <= width:
         return text + end
-    kept = next((k for k in range(len(text) - 1, 0, -1) if length(f"{text[:k].rstrip()}...{end}") <= width), 0)
-    return f"{text[:kept].rstrip()}...{end}"
+    kept = bisect.bisect_right(range(len(text)), width, key=lambda k: length(f"{text[:k].rstrip()}...{end}")) - 1
+    return f"{text[: max(0, kept)].rstrip()}...{end}"
 
 
 def legible(text: str) -> str:
