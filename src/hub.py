@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from src.errors import UserError, first_line
@@ -207,6 +208,20 @@ def load_strictly(
             count = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{option}: the weights are of another architecture ({word}: {keys[0]}{count}).")
     return model.requires_grad_(False).eval()
+
+
+def fill(module: torch.nn.Module, file: Path, option: str) -> None:
+    """Gives a module the tensors of a safetensors file, in the module's precision.
+
+    Raises UserError unless they are exactly its own.
+    """
+    try:
+        module.load_state_dict(load_file(file))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{option}: {file.name} cannot be read ({first_line(error)}); fetch it anew.") from error
+    except RuntimeError as error:  # torch's: a heading, then a line for each fault
+        faults = [line.strip() for line in str(error).splitlines()[1:]] or [first_line(error)]
+        raise UserError(f"{option}: the weights are of another architecture ({faults[0][:200]}).") from error
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:

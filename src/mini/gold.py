@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import ResNetForImageClassification
 
 from src.errors import UserError
+from src.hub import load_strictly
 from src.rewards.base import Images, RewardModel
 
 LIMIT = 8.0  # |U| beyond this says nothing more
@@ -55,10 +56,8 @@ class GoldAnnotator(RewardModel):
         if not folders:
             raise UserError(f"gold path={path}: no members there (sub-folders with config.json and model.safetensors).")
         self.members = torch.nn.ModuleList(
-            ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            for folder in folders
+            load_strictly(ResNetForImageClassification, folder, f"gold path={folder}") for folder in folders
         )
-        self.members.requires_grad_(False).eval()
         labels = json.loads((folders[0] / "config.json").read_text())["id2label"]
         self.names = [labels[str(k)] for k in range(len(labels) - 1)]
 

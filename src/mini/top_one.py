@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import ResNetForImageClassification
 
 from src.errors import UserError
+from src.hub import load_strictly
 from src.mini.gold import subject
 from src.rewards.base import Images, RewardModel
 
@@ -24,8 +25,7 @@ class ClassifierTopOne(RewardModel):
         super().__init__()
         if not (Path(path) / "model.safetensors").exists():
             raise UserError(f"classifier path={path}: no classifier there (model.safetensors is missing).")
-        self.model = ResNetForImageClassification.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-        self.model.requires_grad_(False).eval()
+        self.model = load_strictly(ResNetForImageClassification, Path(path), f"classifier path={path}")
         self.names = [self.model.config.id2label[k] for k in range(self.model.config.num_labels)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

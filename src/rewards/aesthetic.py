@@ -1,17 +1,16 @@
 """The LAION aesthetic predictor's class of model (Schuhmann et al. 2022): an MLP on frozen CLIP image embeddings."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.hub import fetch, fetch_file, read_checkpoint
+from src.hub import fetch, fetch_file, fill, read_checkpoint, read_json
 from src.rewards.base import Images, Precision, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.released import linear_layers
@@ -56,8 +55,8 @@ class AestheticReward(RewardModel):
             self._build_released(fetch_file(path, "aesthetic path", filename, revision), f"aesthetic path={path}")
         elif path:
             folder = fetch(path, "aesthetic path", ["config.json", "model.safetensors"], revision=revision)
-            self._build(json.loads((folder / "config.json").read_text())["hidden"], seed)
-            self.mlp.load_state_dict(load_file(folder / "model.safetensors"))
+            self._build(read_json(folder / "config.json", f"aesthetic path={path}")["hidden"], seed)
+            fill(self.mlp, folder / "model.safetensors", f"aesthetic path={path}")
         else:
             self._build(hidden or [64, 16], seed)
         self.requires_grad_(False).eval()

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from src.hub import TOKENIZER, fetch
+from src.hub import TOKENIZER, fetch, fill, load_strictly, load_tokenizer, read_json
 from src.rewards.base import Images, RewardModel, tower_input
 from src.runs.folder import write_json
 from src.saving import save_tokenizer
@@ -38,8 +38,9 @@ class ImageTextReward(RewardModel):
     def __init__(self, path: str):
         super().__init__()
         folder = fetch(path, "reward path", ["config.json", "model.safetensors", "tokenizer_config.json"], TOKENIZER)
-        self._build(json.loads((folder / "config.json").read_text()), CLIPTokenizer.from_pretrained(folder))
-        self.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
+        words = load_tokenizer(CLIPTokenizer, folder, "reward path")
+        self._build(read_json(folder / "config.json", f"reward path={path}"), words)
+        fill(self, folder / "model.safetensors", f"reward path={path}")
         self.requires_grad_(False).eval()
 
     def _build(self, config: dict, tokenizer: CLIPTokenizer) -> None:
@@ -113,10 +114,10 @@ class FreshImageTextReward(ImageTextReward):
 
     def __init__(self, clip: str, text_layers: int, head: list[int], seed: int):
         RewardModel.__init__(self)
-        pair = CLIPModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
+        pair = load_strictly(CLIPModel, Path(clip), f"reward clip={clip}")
         vision, words = pair.vision_model, pair.text_model.get_input_embeddings()
         width = words.embedding_dim
-        tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
+        tokenizer = load_tokenizer(CLIPTokenizer, Path(clip), "reward clip")
         processor = json.loads((Path(clip) / "preprocessor_config.json").read_text())
         shape = (
             "hidden_size",
