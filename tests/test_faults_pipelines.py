@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, CLIPTextModel
 from src.errors import UserError, told_in_one_sentence
 from src.policy.diffusion import DiffusionPolicy
 from src.tasks.building import build
-from tests.conftest import composed
+from tests.conftest import TINY, composed
 from tests.released import TINY_TEXT, write_bert_tokenizer, write_stable_diffusion
 
 PROMPTS, SEEDS = ["a cat", "two dogs"], [1, 2]
@@ -291,7 +291,7 @@ def test_other_targets_work(targets, pipeline, base_images):
 
 def test_the_command_says_it_in_a_sentence(pipeline, tmp_path, capsys):
     folder = changed(pipeline, tmp_path / "sd", UNET, {"in_channels": 9})
-    cfg = composed("+experiment=ddpo_hps", f"suite.base={folder}")
+    cfg = composed(*TINY, f"suite.base={folder}")
     with pytest.raises(SystemExit) as ended, told_in_one_sentence():
         build(cfg.policy)
     assert ended.value.code == 2
