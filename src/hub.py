@@ -4,6 +4,7 @@ The hub's cache, HF_HUB_OFFLINE and the usual login (HF_TOKEN or `hf auth login`
 a UserError of one sentence.
 """
 
+import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from src.errors import UserError
+from src.errors import UserError, first_line
 from src.files import user_path
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -64,6 +65,37 @@ def require(folder: Path, needed: Sequence[str], option: str, revision: str | No
             raise UserError(f"{option}: {_why_missing(folder, name, revision)}")
 
 
+def weight_files(stem: str, variant: str | None) -> list[str]:
+    """The names that a model's safetensors may have in its folder: whole, or an index and its shards."""
+    if not variant:
+        return [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}-*-of-*.safetensors"]
+    shards = (f"{stem}.{variant}-*-of-*.safetensors", f"{stem}-*-of-*.{variant}.safetensors")
+    return [f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json", *shards]
+
+
+def require_weights(folder: Path, stem: str, variant: str | None, option: str, revision: str | None = None) -> None:
+    """Raises UserError unless a model's folder holds its safetensors, whole or in shards."""
+    whole, index, *_ = weight_files(stem, variant)
+    if (folder / whole).is_file():
+        return
+    name = f"{folder.name}/{whole}"
+    if not (folder / index).is_file():
+        raise UserError(f"{option}: {_why_missing(folder.parent, name, revision)}")
+    for shard in sorted(set(read_json(folder / index, option).get("weight_map", {}).values())):
+        require(folder.parent, [f"{folder.name}/{shard}"], option, revision)
+
+
+def read_json(file: Path, option: str) -> dict[str, Any]:
+    """A file of a model's or pipeline's folder. Raises UserError unless it holds a JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option}: {file} cannot be read ({first_line(error)}); fetch it anew.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{option}: {file} holds no JSON object; fetch it anew.")
+    return content
+
+
 def fetch_file(
     path: str,
     option: str,
@@ -96,7 +128,7 @@ def _download(path: str, option: str, patterns: list[str], revision: str | None,
         raise UserError(f"{option}={path}: {_why_unreachable()}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"{option}={path}: it could not be fetched from the hub ({_first_line(error)}); try again."
+            f"{option}={path}: it could not be fetched from the hub ({first_line(error)}); try again."
         ) from error
 
 
@@ -116,6 +148,10 @@ def _why_missing(folder: Path, name: str, revision: str | None) -> str:
                 f"it has pickled weights alone ({pickles[0]}), which are not opened, as they can run any code: "
                 f"convert them to {name} with save_pretrained."
             )
+        stem = Path(name).name.split(".")[0]
+        variants = sorted(file.suffixes[-2][1:] for file in (folder / name).parent.glob(f"{stem}.*.safetensors"))
+        if variants:
+            return f"{name} is missing there, but not its variant {variants[0]}: choose policy.variant={variants[0]}."
         pickled = " (and pickled weights are not opened)"
     if "snapshots" in folder.parts:  # of the hub's cache
         where = "the hub's cache" if constants.HF_HUB_OFFLINE else "the repository"
@@ -128,7 +164,7 @@ def read_checkpoint(file: Path, option: str) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = _first_line(error).split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise UserError(f"{option}: {file} is not a checkpoint of plain tensors ({reason}); fetch it anew.") from error
     if not isinstance(content, dict):
         raise UserError(f"{option}: {file} holds a {type(content).__name__} where a state dict belongs.")
@@ -136,13 +172,19 @@ def read_checkpoint(file: Path, option: str) -> dict[str, Any]:
 
 
 def load_strictly(
-    model_class: Any, source: Path | Mapping[str, Tensor], option: str, config: Any = None, ignored: Sequence[str] = ()
+    model_class: Any,
+    source: Path | Mapping[str, Tensor],
+    option: str,
+    config: Any = None,
+    ignored: Sequence[str] = (),
+    variant: str | None = None,
 ) -> Any:
     """A frozen transformers model in float32 whose every tensor comes from `source`, and which uses all of its tensors.
 
     Args:
         source: folder with config.json and model.safetensors, or a state dict (then with a `config`).
         ignored: ends of keys that may be left over, such as tables that are computed nowadays.
+        variant: of the folder's weight files.
     """
     folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
     options = {"config": config} if config is not None else {}
@@ -151,6 +193,7 @@ def load_strictly(
             folder,
             **options,
             state_dict=state,
+            variant=variant,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
@@ -158,7 +201,7 @@ def load_strictly(
             ignore_mismatched_sizes=True,  # they are told below
         )
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{option}: its weights cannot be read ({_first_line(error)}); fetch them anew.") from error
+        raise UserError(f"{option}: its weights cannot be read ({first_line(error)}); fetch them anew.") from error
     for fault, word in (("missing_keys", "missing"), ("mismatched_keys", "shape"), ("unexpected_keys", "unknown")):
         keys = sorted(key if isinstance(key, str) else key[0] for key in report[fault])
         keys = [key for key in keys if not key.endswith(tuple(ignored))]
@@ -168,21 +211,18 @@ def load_strictly(
     return model.requires_grad_(False).eval()
 
 
-def read_tensors(file: Path, option: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError where it is none."""
+def fill(module: torch.nn.Module, file: Path, option: str) -> None:
+    """Gives a module the tensors of a safetensors file, in the module's precision.
+
+    Raises UserError unless they are exactly its own.
+    """
     try:
-        return load_file(file)
+        module.load_state_dict(load_file(file))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{option}: {file} is no readable safetensors file ({error}); fetch it anew.") from error
-
-
-def fill(module: torch.nn.Module, tensors: Mapping[str, Tensor], option: str) -> None:
-    """Gives a module these weights, all of them. Raises UserError where they are another's."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{option}: the weights are of another architecture ({reason} ...).") from error
+        raise UserError(f"{option}: {file.name} cannot be read ({first_line(error)}); fetch it anew.") from error
+    except RuntimeError as error:  # torch's: a heading, then a line for each fault
+        faults = [line.strip() for line in str(error).splitlines()[1:]] or [first_line(error)]
+        raise UserError(f"{option}: the weights are of another architecture ({faults[0][:200]}).") from error
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:
@@ -190,7 +230,3 @@ def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise UserError(f"{option}={folder}: no tokenizer there (tokenizer.json is missing); give a folder with one.")
     return tokenizer_class.from_pretrained(folder, local_files_only=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -7,7 +7,6 @@ from src.critic.base import Head
 from src.critic.image_tower import ImageTowerCritic
 from src.critic.latent import LatentCritic
 from src.errors import UserError
-from src.policy import ddim
 from src.ranks import Ranks
 from src.rewards.clip import CLIPReward
 from tests.conftest import ROOT
@@ -32,7 +31,7 @@ def reward():
 
 
 def test_predicted_pictures_are_those_that_the_steps_were_made_of(policy, rollout):
-    at, after = ddim.alpha_bars(policy.scheduler, policy.timesteps)
+    at, after = policy.schedule.alpha_bars(policy.timesteps)
     noise = policy.noise(SEEDS)
     for i in range(STEPS):
         x_t, x_0 = rollout.latents[:, i], rollout.predicted[:, i]

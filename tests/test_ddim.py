@@ -6,11 +6,12 @@ from diffusers import DDIMScheduler
 
 from src.mini.unet import ddim_scheduler
 from src.policy import ddim
+from src.policy.schedule import ddim_schedule
 
 B, SHAPE = 3, (4, 8, 8)
 
 
-def stable_diffusion_scheduler() -> DDIMScheduler:
+def stable_diffusion_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -18,20 +19,27 @@ def stable_diffusion_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        prediction_type=prediction_type,
     )
 
 
-@pytest.mark.parametrize("make", [stable_diffusion_scheduler, ddim_scheduler])
+def clean_scheduler() -> DDIMScheduler:
+    return stable_diffusion_scheduler("sample")
+
+
+@pytest.mark.parametrize("make", [stable_diffusion_scheduler, ddim_scheduler, clean_scheduler])
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("steps", [10, 50])
 def test_step_equals_diffusers(make, eta, steps):
     scheduler = make()
     scheduler.set_timesteps(steps)
+    schedule = ddim_schedule(scheduler, steps, "policy.path=x")
+    assert torch.equal(schedule.timesteps, scheduler.timesteps)
     rng = torch.Generator().manual_seed(0)
     for t in scheduler.timesteps:
         output, x_t, noise = (torch.randn(B, *SHAPE, generator=rng) for _ in range(3))
-        at, after = ddim.alpha_bars(scheduler, t.expand(B))
-        mean, std = ddim.ddim_step(output, x_t, at, after, eta, scheduler.config.prediction_type)
+        at, after = schedule.alpha_bars(t.expand(B))
+        mean, std = ddim.ddim_step(output, x_t, at, after, eta, schedule.prediction_type)
         without = scheduler.step(output, t, x_t, eta=eta, variance_noise=torch.zeros_like(noise)).prev_sample
         with_noise = scheduler.step(output, t, x_t, eta=eta, variance_noise=noise).prev_sample
         torch.testing.assert_close(mean, without, rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from src.critic.base import Head
 from src.errors import UserError
 from src.normalise import PromptNormaliser, standardise
 from src.policy import ddim
+from src.policy.schedule import ddim_schedule
 from src.resets.active import ActiveReset
 from src.resets.ops import magnitudes, neuron_scores, probe_states, reinit_all
 from tests.conftest import ROOT, composed
@@ -35,22 +36,25 @@ def tensor(values) -> torch.Tensor:
 
 
 def stable_diffusion_scheduler() -> DDIMScheduler:
-    scheduler = DDIMScheduler(
+    return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1
     )
-    scheduler.set_timesteps(formula.STEPS)
-    return scheduler
 
 
 def test_timesteps():
-    assert stable_diffusion_scheduler().timesteps.tolist() == GOLDEN["timesteps"]
+    assert (
+        ddim_schedule(stable_diffusion_scheduler(), formula.STEPS, "policy.path=x").timesteps.tolist()
+        == GOLDEN["timesteps"]
+    )
 
 
 @pytest.mark.parametrize("t", formula.AT)
 def test_log_probability_of_a_ddim_step(t):
     golden, n = GOLDEN["ddim"][str(t)], 4 * 8 * 8
     x, noise = (tensor(formula.wave(n, *args)).view(1, *formula.SHAPE) for args in ((0.37,), (0.53, 1.0)))
-    at, after = ddim.alpha_bars(stable_diffusion_scheduler(), torch.tensor([t]))
+    at, after = ddim_schedule(stable_diffusion_scheduler(), formula.STEPS, "policy.path=x").alpha_bars(
+        torch.tensor([t])
+    )
     mean, std = ddim.ddim_step(noise, x, at, after, 1.0, "epsilon")
     assert std.item() == pytest.approx(golden["std"], rel=1e-4)
     assert mean.flatten()[0].item() == pytest.approx(golden["mean_first"], rel=1e-4)

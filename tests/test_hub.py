@@ -3,18 +3,25 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertModel, CLIPModel, CLIPTokenizer
 
 from src.errors import UserError
 from src.hub import fetch, fetch_file, load_strictly, load_tokenizer, read_checkpoint
+from src.mini.gold import GoldAnnotator
+from src.mini.top_one import ClassifierTopOne
+from src.rewards.aesthetic import AestheticReward
+from src.rewards.clip import CLIPReward
+from src.rewards.image_text import ImageTextReward
 from tests.conftest import ROOT
-from tests.released import write_clip
+from tests.released import write_clip, write_stable_diffusion
 
 COMMIT = "a" * 40
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "sub/words.json": b"[]"}
@@ -35,23 +42,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """The few answers of the hub that the client asks for; `consent/...` is gated, of `absent/...` there is none."""
 
     protocol_version = "HTTP/1.1"
+    repositories: dict[str, dict[str, bytes]] = {}  # what others than someone/model hold
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
+        files = next((held for name, held in self.repositories.items() if f"/{name}/" in f"{path}/"), FILES)
         if "/absent/" in path:
             self.answer(404, error="RepoNotFound")
         elif "/revision/nowhere" in path:
             self.answer(404, error="RevisionNotFound")
         elif "/tree/" in path:
-            rows = [{"type": "file", "path": k, "size": len(v), "oid": "b" * 40} for k, v in FILES.items()]
+            rows = [{"type": "file", "path": k, "size": len(v), "oid": "b" * 40} for k, v in files.items()]
             self.answer(200, json.dumps(rows).encode())
         elif path.startswith("/api/models/"):
-            siblings = [{"rfilename": name} for name in FILES]
+            siblings = [{"rfilename": name} for name in files]
             self.answer(200, json.dumps({"id": "someone/model", "sha": COMMIT, "siblings": siblings}).encode())
         elif "/consent/" in path or "/resolve/" not in path:
             self.answer(403, error="GatedRepo")
         else:
-            self.answer(200, FILES[path.split(f"/resolve/{COMMIT}/")[1]])
+            self.answer(200, files[path.split(f"/resolve/{COMMIT}/")[1]])
 
     do_HEAD = do_GET
 
@@ -67,6 +76,43 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
+
+
+LOAD = """
+import sys
+from src.errors import UserError
+from src.policy.loading import load_pipeline
+for path in sys.argv[1:]:
+    try:
+        print(type(load_pipeline(path, None, None)).__name__)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_pipeline_is_looked_at_before_its_weights_are_fetched(tmp_path):
+    sd = write_stable_diffusion(tmp_path / "sd")
+    files = {str(f.relative_to(sd)): f.read_bytes() for f in sd.rglob("*") if f.is_file()}
+    inpainting = json.loads(files["unet/config.json"]) | {"in_channels": 9}
+    more = {"sd.safetensors": b"all of it in one file", "safety_checker/model.safetensors": b"not needed"}
+    held = {"some/sd": files | more, "some/inpainting": files | {"unet/config.json": json.dumps(inpainting).encode()}}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Pipelines", (Hub,), {"repositories": held}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
+    env = os.environ | address | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", LOAD, *held]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    loaded, refused = done.stdout.splitlines()
+    assert loaded == "StableDiffusionPipeline", done.stderr[-2000:]
+    assert "some/inpainting: its UNet takes 9 channels" in refused
+    fetched = {name: set() for name in held}
+    for file in (tmp_path / "cache").rglob("snapshots/*/**/*"):
+        if not file.is_dir():
+            fetched["some/sd" if "some--sd" in str(file) else "some/inpainting"].add(file.name)
+    assert {"diffusion_pytorch_model.safetensors", "model.safetensors"} < fetched["some/sd"]
+    assert not any(name.endswith(".safetensors") for name in fetched["some/inpainting"])
+    assert not list((tmp_path / "cache").rglob("safety_checker")) and "sd.safetensors" not in fetched["some/sd"]
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +209,26 @@ def test_a_model_takes_no_tensor_too_many_or_too_few(tmp_path):
             load_strictly(CLIPModel, changed, "option", model.config)
     table = state | {"text_model.embeddings.position_ids": torch.arange(4)[None]}
     load_strictly(CLIPModel, table, "option", model.config, ignored=["embeddings.position_ids"])
+
+
+def aesthetic(path: str) -> AestheticReward:
+    return AestheticReward(str(ROOT / "src/mini/weights/clip"), path)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(GoldAnnotator, "gold"), (ClassifierTopOne, "classifier"),
+    (CLIPReward, "hps"), (ImageTextReward, "imagereward"), (aesthetic, "aesthetic")])  # fmt: skip
+@pytest.mark.parametrize("fault", ["missing", "more", "shape", "short"])
+def test_no_reward_is_filled_with_random_weights(kind, name, fault, tmp_path):
+    shutil.copytree(ROOT / "src/mini/weights" / name, tmp_path / name)
+    file = next((tmp_path / name).rglob("model.safetensors"))
+    state = load_file(file)
+    key = max(state, key=lambda each: state[each].numel())
+    value = state.pop(key).clone()
+    state |= {"missing": {}, "more": {key: value, "more": value.clone()}}.get(fault, {key: value[1:].clone()})
+    file.unlink()
+    save_file(state, file, {"format": "pt"})
+    if fault == "short":
+        file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"of another architecture|cannot be read") as told:
+        kind(str(tmp_path / name))
+    assert "\n" not in str(told.value) and str(tmp_path / name) in str(told.value)

@@ -16,7 +16,7 @@ from src.prompts import SIMPLE_ANIMALS
 def test_weights_are_small_and_safe():
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 40e6
-    assert {p.suffix for p in files} <= {".safetensors", ".json", ".md", ".png"}  # nothing that could run code
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md", ".png"}  # nothing that could run code
 
 
 def test_plain_diffusers_draws_what_is_asked_for():

@@ -6,7 +6,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from src.errors import UserError
-from src.policy import ddim
 from src.policy.diffusion import DiffusionPolicy
 from src.resets.lora import LoraNeurons
 from tests.conftest import BASE
@@ -196,7 +195,7 @@ def test_kl_equals_the_closed_form_for_a_mean_moved_by_a_constant():
     rollout = policy.sample(PROMPTS, SEEDS)
     with torch.no_grad():
         policy.unet.conv_out.bias += shift
-    a, a_prev = (bars.double() for bars in ddim.alpha_bars(policy.scheduler, policy.timesteps))
+    a, a_prev = (bars.double() for bars in policy.schedule.alpha_bars(policy.timesteps))
     std = ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()  # eta 1
     moved = shift * (-(a_prev.sqrt()) * (1 - a).sqrt() + (1 - a_prev - std**2).clamp(min=0).sqrt() * a.sqrt())
     dimensions = torch.tensor(policy.latent_shape).prod()

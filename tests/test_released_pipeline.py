@@ -60,7 +60,7 @@ def test_faults_are_told_in_one_sentence(pipeline, tmp_path):
     for folder, message in (
         (pickled, r"pickled weights alone \(diffusion_pytorch_model.bin\)"),
         (other, "it is a StableDiffusionXLPipeline; give a StableDiffusionPipeline"),
-        (cut, "its parts cannot be loaded"),
+        (cut, "its unet cannot be loaded"),
         (tmp_path / "nowhere", r"no such folder; give one with model_index\.json"),
     ):
         with pytest.raises(UserError, match=message) as told:

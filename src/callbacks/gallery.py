@@ -1,6 +1,7 @@
 """Pictures for a person to look at: the same prompts and seeds over time, and where the reward was hacked worst."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ from lightning import LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from src.callbacks.labels import NOTE, fitted, is_spelt, label_font, legible
 from src.files import make_folder, write_bytes
 from src.loggers.wandb import RunLogger
 from src.metrics.glossary import lookup
 
-COLUMNS = 8
+COLUMNS, LINE = 8, 14  # pictures in a row; height of a label's line, pixels
 
 Scores = dict[str, Float[Tensor, " n"]]
 
@@ -40,8 +42,8 @@ class Gallery:
     ) -> None:
         """The first pictures: samples/00020.png, labelled with the trained reward, and every reward in a table."""
         n = len(images)
-        labels = [f"{p} {s:.1f}" for p, s in zip(prompts, scores[finetuner.reward_name][:n].tolist(), strict=False)]
-        grid = picture_grid(images, labels)
+        ends = [f" {score:.1f}" for score in scores[finetuner.reward_name][:n].tolist()]
+        grid = picture_grid(images, prompts[:n], ends=ends)
         self._save(grid, f"{finetuner.iteration:05d}.png")
         rows = [
             [prompts[k], str(seeds[k]), as_jpeg(picture), *(values[k].item() for values in scores.values())]
@@ -75,8 +77,9 @@ class Gallery:
             now = finetuner.policy.sample(*chosen).images
             with finetuner.policy.as_base():
                 before = finetuner.policy.sample(*chosen).images
-        labels = [f"{finetuner.reward_name} {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
-        grid = picture_grid(torch.cat([before, now]), [*chosen[0], *labels], columns=len(worst), size=160)
+        labels = [*chosen[0], *[finetuner.reward_name] * len(worst)]
+        ends = [""] * len(worst) + [f" {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
+        grid = picture_grid(torch.cat([before, now]), labels, columns=len(worst), size=160, ends=ends)
         self._save(grid, "hacks.png")
         self._log(trainer, {"hacks": self._captioned(finetuner, grid)})
 
@@ -110,13 +113,24 @@ def as_jpeg(picture: Float[Tensor, "3 h w"]) -> wandb.Image:
     return wandb.Image(as_image(picture), file_type="jpg")
 
 
-def picture_grid(images: Tensor, labels: list[str], columns: int = COLUMNS, size: int = 128) -> Image.Image:
-    """Pictures [b, 3, h, w] in [0, 1] as one grid, each with its label below."""
-    rows, line = -(-len(images) // columns), 14
-    canvas = Image.new("RGB", (columns * size, rows * (size + line)), "white")
+def picture_grid(
+    images: Tensor,
+    labels: Sequence[str],
+    columns: int = COLUMNS,
+    size: int = 128,
+    ends: Sequence[str] | None = None,
+) -> Image.Image:
+    """Pictures [b, 3, h, w] in [0, 1] as one grid, each with its label below, which is cut where its cell ends.
+
+    `ends` are what no cut takes away from the labels. Where letters are spelt that the font lacks, a last line says so.
+    """
+    rows, spelt = -(-len(images) // columns), is_spelt(labels)
+    canvas = Image.new("RGB", (columns * size, rows * (size + LINE) + LINE * spelt), "white")
     draw = ImageDraw.Draw(canvas)
-    for k, (picture, label) in enumerate(zip(images, labels, strict=True)):
-        x, y = k % columns * size, k // columns * (size + line)
+    for k, (picture, label, end) in enumerate(zip(images, labels, ends or [""] * len(labels), strict=True)):
+        x, y = k % columns * size, k // columns * (size + LINE)
         canvas.paste(as_image(picture).resize((size, size), Image.Resampling.BICUBIC), (x, y))
-        draw.text((x + 3, y + size), label, fill="black")
+        draw.text((x + 3, y + size), fitted(legible(label), size - 6, legible(end)), fill="black", font=label_font())
+    if spelt:
+        draw.text((3, rows * (size + LINE)), fitted(NOTE, columns * size - 6), fill="black", font=label_font())
     return canvas

@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 from src.mini.captions import MAX_TOKENS, captions, tokenize, train_tokenizer
 from src.mini.data import IMAGE_SIZE, augment, to_float
 from src.mini.stage import Stage
+from src.saving import save_text_encoder, save_tokenizer
 
 
 def photometric(images: Float[Tensor, "b 3 h w"], rng: torch.Generator) -> Float[Tensor, "b 3 h w"]:
@@ -104,11 +105,12 @@ class CLIPStage(Stage):
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         )
-        for part in (clip, self.tokenizer, processor):
+        for part in (clip, processor):
             part.save_pretrained(self.export_dir)
+        save_tokenizer(self.tokenizer, self.export_dir)
         if not self.for_pipeline:
             return
         text = CLIPTextModel(clip.config.text_config)
         text.load_state_dict(clip.text_model.state_dict())
-        text.half().save_pretrained(self.weights_dir / "base" / "text_encoder")
-        self.tokenizer.save_pretrained(self.weights_dir / "base" / "tokenizer")
+        save_text_encoder(text.half(), self.weights_dir / "base" / "text_encoder")
+        save_tokenizer(self.tokenizer, self.weights_dir / "base" / "tokenizer")

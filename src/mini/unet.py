@@ -14,6 +14,7 @@ from src.mini.captions import all_captions, captions, plain_captions, tokenize
 from src.mini.data import augment, to_float
 from src.mini.stage import Stage
 from src.prompts import SIMPLE_ANIMALS
+from src.saving import name_tensors_for_both, save_tokenizer
 
 
 def ddim_scheduler() -> DDIMScheduler:
@@ -149,6 +150,8 @@ def save_pipeline(unet: UNet2DConditionModel, parts: Path, folder: Path) -> None
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    name_tensors_for_both(folder / "text_encoder" / "model.safetensors")
+    save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
     # transformers loads in the dtype that the config names, diffusers in float32; one pipeline needs one dtype
     config = folder / "text_encoder" / "config.json"
     write_json(config, read_json(config) | {"dtype": "float32"})

@@ -7,22 +7,11 @@ DDPO and TDPO, because their clip ranges are relative to it; KL divergences are 
 import math
 
 import torch
-from diffusers import DDIMScheduler
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "b c h w"]
 PerSample = Float[Tensor, " b"]
-
-
-def alpha_bars(scheduler: DDIMScheduler, timesteps: Int[Tensor, " b"]) -> tuple[PerSample, PerSample]:
-    """Cumulative signal power alpha_bar before and after a sampling step from each timestep, as diffusers has them."""
-    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    previous = timesteps - stride
-    table = scheduler.alphas_cumprod.to(timesteps.device)
-    final = torch.as_tensor(scheduler.final_alpha_cumprod).to(table)
-    after = torch.where(previous >= 0, table[previous.clamp(min=0)], final)
-    return table[timesteps].float(), after.float()
 
 
 def predicted_clean(

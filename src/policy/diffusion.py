@@ -1,24 +1,25 @@
 """The policy: the denoiser of any diffusers StableDiffusionPipeline folder, fine-tuned by LoRA or in full."""
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from jaxtyping import Float, Int
 from lightning import LightningModule
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
 from src.errors import UserError
-from src.hub import fetch, require
 from src.policy import ddim
+from src.policy.loading import load_pipeline
+from src.policy.lora import add_lora
+from src.policy.schedule import ddim_schedule
+from src.texts import longer_than
 from src.types import Rollout
 
 TEXT_CACHE = 1024  # prompts whose states are kept on the device; 243 MB of Stable Diffusion's
@@ -63,13 +64,9 @@ class DiffusionPolicy(LightningModule):
             raise UserError(f"policy.eta={eta}: a step has a log-probability only when eta is positive.")
         self.num_steps, self.eta, self.guidance, self.sampling_batch = num_steps, eta, guidance, sampling_batch
         self.finetune = finetune
-        pipeline = _load_pipeline(path, revision, variant)
+        pipeline = load_pipeline(path, revision, variant)
         self.tokenizer = pipeline.tokenizer
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        if not 1 <= num_steps <= self.scheduler.config.num_train_timesteps:
-            raise UserError(f"num_steps={num_steps} lies outside 1..{self.scheduler.config.num_train_timesteps}.")
-        self.scheduler.set_timesteps(num_steps)
-        self._require_noise_at_every_step()
+        self.schedule = ddim_schedule(pipeline.scheduler, num_steps, f"policy.path={path}")
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
         self.vae = pipeline.vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -78,9 +75,7 @@ class DiffusionPolicy(LightningModule):
             self._frozen = [copy.deepcopy(self.unet)]
             self.unet.requires_grad_(True)
         else:
-            targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
-            lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, init_lora_weights="gaussian")
-            self.unet.add_adapter(lora)
+            add_lora(self.unet, lora_rank, lora_alpha, lora_targets)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if vae_slicing:
@@ -94,23 +89,16 @@ class DiffusionPolicy(LightningModule):
     @property
     def step_std(self) -> Float[Tensor, " t"]:
         """sigma_t of every sampling step; it depends on the schedule and eta alone."""
-        at, after = ddim.alpha_bars(self.scheduler, self.timesteps)
+        at, after = self.schedule.alpha_bars(self.timesteps)
         zeros = torch.zeros(self.num_steps, 1, 1, 1, device=self.device)
-        return ddim.ddim_step(zeros, zeros, at, after, self.eta, self.scheduler.config.prediction_type)[1].flatten()
-
-    def _require_noise_at_every_step(self) -> None:
-        if not (self.step_std > 0).all():
-            raise UserError(
-                "the scheduler has a step without noise, which has no log-probability: set set_alpha_to_one to false, "
-                "and steps_offset to 1 where timestep_spacing is leading, in scheduler/scheduler_config.json."
-            )
+        return ddim.ddim_step(zeros, zeros, at, after, self.eta, self.schedule.prediction_type)[1].flatten()
 
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.unet.parameters() if p.requires_grad]
 
     @property
     def timesteps(self) -> Int[Tensor, " t"]:
-        return self.scheduler.timesteps.to(self.device)
+        return self.schedule.timesteps.to(self.device)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -136,6 +124,15 @@ class DiffusionPolicy(LightningModule):
             del self._text_cache[next(iter(self._text_cache))]
         return found
 
+    @property
+    def max_tokens(self) -> int:
+        """Of a prompt that the text encoder sees."""
+        return self.tokenizer.model_max_length
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts whose end the text encoder does not see."""
+        return longer_than(self.max_tokens, self.tokenizer, prompts)
+
     def predict(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
         """The guided output of the network, float32."""
         if self.guidance == 1:
@@ -155,23 +152,23 @@ class DiffusionPolicy(LightningModule):
         self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]
     ) -> tuple[ddim.Latents, Float[Tensor, "b 1 1 1"]]:
         """The same from the network's output."""
-        alpha_bar, alpha_bar_prev = ddim.alpha_bars(self.scheduler, t)
-        kind = self.scheduler.config.prediction_type
+        alpha_bar, alpha_bar_prev = self.schedule.alpha_bars(t)
+        kind = self.schedule.prediction_type
         return ddim.ddim_step(output, x_t, alpha_bar, alpha_bar_prev, self.eta, kind)
 
     def predicted_clean(self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]) -> ddim.Latents:
         """The x_0 that the network's output stands for."""
-        alpha_bar, _ = ddim.alpha_bars(self.scheduler, t)
-        return ddim.predicted_clean(output, x_t, alpha_bar, self.scheduler.config.prediction_type)[0]
+        alpha_bar, _ = self.schedule.alpha_bars(t)
+        return ddim.predicted_clean(output, x_t, alpha_bar, self.schedule.prediction_type)[0]
 
     def predicted_noise(self, output: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"]) -> ddim.Latents:
         """The noise that it stands for."""
-        alpha_bar, _ = ddim.alpha_bars(self.scheduler, t)
-        return ddim.predicted_clean(output, x_t, alpha_bar, self.scheduler.config.prediction_type)[1]
+        alpha_bar, _ = self.schedule.alpha_bars(t)
+        return ddim.predicted_clean(output, x_t, alpha_bar, self.schedule.prediction_type)[1]
 
     def noised(self, x_0: ddim.Latents, t: Int[Tensor, " b"], noise: ddim.Latents) -> ddim.Latents:
         """x_t of the forward process: sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise."""
-        alpha_bar, _ = (part.view(-1, 1, 1, 1) for part in ddim.alpha_bars(self.scheduler, t))
+        alpha_bar, _ = (part.view(-1, 1, 1, 1) for part in self.schedule.alpha_bars(t))
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
     def output_gains(self) -> Float[Tensor, " t"]:
@@ -268,7 +265,7 @@ class DiffusionPolicy(LightningModule):
         self, prompts: list[str], noise: Float[Tensor, "b t1 c h w"], keep_predicted: bool, keep_means: bool
     ) -> tuple[Tensor, ...]:
         text = self.encode_prompts(prompts)
-        x_t = noise[:, 0] * self.scheduler.init_noise_sigma
+        x_t = noise[:, 0].clone()
         latents, log_probs, predicted, means = [x_t], [], [], []
         for i, t in enumerate(self.timesteps.unsqueeze(1).expand(-1, len(prompts))):
             output = self.predict(x_t, t, text)
@@ -309,30 +306,3 @@ class DiffusionPolicy(LightningModule):
                 unet_lora_layers=get_peft_model_state_dict(self.unet),
                 unet_lora_adapter_metadata=self.unet.peft_config["default"].to_dict(),  # alpha is not in the weights
             )
-
-
-def _load_pipeline(path: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
-    """The parts that a policy needs, float32; a safety checker is neither fetched nor loaded."""
-    ending = f".{variant}.safetensors" if variant else ".safetensors"
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    weights = [f"{part}/{stem}{ending}" for part, stem in stems.items()]
-    also = [*weights, *(f"{part}/config.json" for part in stems), "scheduler/*", "tokenizer/*"]
-    folder = fetch(path, "policy.path", ["model_index.json"], also, revision)
-    wanted, found = StableDiffusionPipeline.__name__, json.loads((folder / "model_index.json").read_bytes())
-    if found.get("_class_name") != wanted:
-        raise UserError(f"policy.path={path}: it is a {found.get('_class_name')}; give a {wanted}.")
-    require(folder, weights, f"policy.path={path}", revision)
-    try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder,
-            variant=variant,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"policy.path={path}: its parts cannot be loaded ({reason}); fetch them anew.") from error

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.files import read_json, write_json
-from src.hub import fetch, fetch_file, fill, read_checkpoint, read_tensors
+from src.files import write_json
+from src.hub import fetch, fetch_file, fill, read_checkpoint, read_json
 from src.rewards.base import Images, Precision, Ratings, RewardModel
 from src.rewards.clip import CLIPReward
 from src.rewards.released import linear_layers
@@ -55,11 +55,12 @@ class AestheticReward(RewardModel):
             self._build_released(fetch_file(path, "aesthetic path", filename, revision), f"aesthetic path={path}")
         elif path:
             folder = fetch(path, "aesthetic path", ["config.json", "model.safetensors"], revision=revision)
-            option, config = f"aesthetic path={path}", read_json(folder / "config.json")
+            option = f"aesthetic path={path}"
+            config = read_json(folder / "config.json", option)
             if "hidden" not in config:
                 raise UserError(f"{option}: its config.json is of another kind of model (hidden is missing).")
             self._build(config["hidden"], seed)
-            fill(self.mlp, read_tensors(folder / "model.safetensors", option), option)
+            fill(self.mlp, folder / "model.safetensors", option)
         else:
             self._build(hidden or [64, 16], seed)
         self.requires_grad_(False).eval()

@@ -45,6 +45,7 @@ class RewardModel(LightningModule):
     """
 
     embed_dim: int  # width of embed_images
+    max_tokens: int | None = None  # of a prompt that are read; None for all
     batch_size: int = 256  # pictures scored at a time
     sees_prompt = True
     queries: int = 1  # rewards that a picture's score asks
@@ -58,6 +59,10 @@ class RewardModel(LightningModule):
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises UserError if there is one that cannot be scored; most families take any."""
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that are cut at `max_tokens`, so that their end plays no part in their scores."""
+        return []
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Features of the frozen image tower."""

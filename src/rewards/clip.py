@@ -14,6 +14,8 @@ from src.files import read_json, write_json
 from src.hub import TOKENIZER, fetch, load_tokenizer
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
+from src.saving import save_tokenizer
+from src.texts import longer_than
 
 
 class CLIPReward(RewardModel):
@@ -33,6 +35,7 @@ class CLIPReward(RewardModel):
     scores_embeddings = True
     mean: Tensor
     std: Tensor
+    max_tokens: int
     fit: Literal["crop", "pad"] = "crop"
 
     def __init__(
@@ -65,6 +68,7 @@ class CLIPReward(RewardModel):
         self.clip, self.tokenizer, self.processor, self.tower_dtype = clip, tokenizer, processor, dtype
         self.image_size: int = clip.config.vision_config.image_size
         self.embed_dim = clip.config.projection_dim
+        self.max_tokens = clip.config.text_config.max_position_embeddings
         self.register_buffer("mean", torch.tensor(processor["image_mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor["image_std"]).view(3, 1, 1), persistent=False)
         self._text_cache: dict[str, Tensor] = {}
@@ -88,9 +92,13 @@ class CLIPReward(RewardModel):
         return self.clip.logit_scale.requires_grad
 
     def _embed_texts(self, prompts: list[str]) -> Float[Tensor, "b d"]:
-        length = self.clip.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        )
         return self._unit(self.clip.get_text_features(input_ids=tokens.input_ids.to(self.device)).pooler_output)
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        return longer_than(self.max_tokens, self.tokenizer, prompts)
 
     def _unit(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         if self.tower_dtype != torch.float32:
@@ -109,7 +117,7 @@ class CLIPReward(RewardModel):
 
     def save(self, folder: Path) -> None:
         self.clip.half().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         write_json(folder / "preprocessor_config.json", self.processor)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:

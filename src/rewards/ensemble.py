@@ -49,10 +49,15 @@ class EnsembleReward(RewardModel):
         self.register_buffer("centres", torch.tensor(centres)[:, None], persistent=False)
         self.register_buffer("scales", torch.tensor(scales)[:, None], persistent=False)
         self.embed_dim = members[0].embed_dim
+        self.max_tokens = min((member.max_tokens for member in members if member.max_tokens), default=None)
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
         """Features of the first member's tower."""
         return self.members[0].embed_images(images)  # type: ignore[operator]
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        cut = {prompt for member in self.members for prompt in member.too_long(prompts)}  # type: ignore[operator]
+        return [prompt for prompt in prompts if prompt in cut]
 
     def standardised(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "k b"]:
         # by _score, in batches of the member's own size

@@ -67,6 +67,9 @@ class HPSReward(CLIPReward):
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "b d"]:
         return super().embed_texts([plain(prompt) for prompt in prompts])
 
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        return [prompt for prompt in prompts if super(HPSReward, self).too_long([plain(prompt)])]
+
     def score_of(self, embedded: Float[Tensor, "b d"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         return cosine(embedded, self.embed_texts(prompts))
 

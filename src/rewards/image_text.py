@@ -17,9 +17,11 @@ from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from src.errors import UserError
-from src.files import read_json, write_json
-from src.hub import TOKENIZER, fetch, fill, load_tokenizer, read_tensors
+from src.files import write_json
+from src.hub import TOKENIZER, fetch, fill, load_strictly, load_tokenizer, read_json
 from src.rewards.base import Images, RewardModel, tower_input
+from src.saving import save_tokenizer
+from src.texts import longer_than
 
 
 class ImageTextReward(RewardModel):
@@ -36,12 +38,12 @@ class ImageTextReward(RewardModel):
     def __init__(self, path: str):
         super().__init__()
         folder = fetch(path, "reward path", ["config.json", "model.safetensors", "tokenizer_config.json"], TOKENIZER)
-        option, config = f"reward path={path}", read_json(folder / "config.json")
+        option = f"reward path={path}"
+        config = read_json(folder / "config.json", option)
         if missing := {"vision", "text", "head", "image_mean", "image_std"} - set(config):
             raise UserError(f"{option}: its config.json is of another kind of model ({min(missing)} is missing).")
         self._build(config, load_tokenizer(CLIPTokenizer, folder, "reward path"))
-        tensors = read_tensors(folder / "model.safetensors", option)
-        fill(self, {key: value.float() for key, value in tensors.items()}, option)
+        fill(self, folder / "model.safetensors", option)
         self.requires_grad_(False).eval()
 
     def _build(self, config: dict, tokenizer: CLIPTokenizer) -> None:
@@ -86,6 +88,9 @@ class ImageTextReward(RewardModel):
         ).last_hidden_state
         return self.head(self._float(seen[:, 0])).squeeze(-1)
 
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        return longer_than(self.max_tokens, self.tokenizer, prompts)
+
     def _float(self, states: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         return states if self.tower_dtype == torch.float32 else states.float()
 
@@ -99,7 +104,7 @@ class ImageTextReward(RewardModel):
         save_file(
             {key: value.half().contiguous() for key, value in self.state_dict().items()}, folder / "model.safetensors"
         )
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
 
 class FreshImageTextReward(ImageTextReward):
@@ -112,11 +117,11 @@ class FreshImageTextReward(ImageTextReward):
 
     def __init__(self, clip: str, text_layers: int, head: list[int], seed: int):
         RewardModel.__init__(self)
-        pair = CLIPModel.from_pretrained(clip, dtype=torch.float32, local_files_only=True)
+        pair = load_strictly(CLIPModel, Path(clip), f"reward clip={clip}")
         vision, words = pair.vision_model, pair.text_model.get_input_embeddings()
         width = words.embedding_dim
-        tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
-        processor = read_json(Path(clip) / "preprocessor_config.json")
+        tokenizer = load_tokenizer(CLIPTokenizer, Path(clip), "reward clip")
+        processor = read_json(Path(clip) / "preprocessor_config.json", "reward clip")
         shape = (
             "hidden_size",
             "intermediate_size",

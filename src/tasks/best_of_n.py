@@ -37,6 +37,7 @@ from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
 from src.tasks.building import build, build_loggers, build_rewards, trainer_of
 from src.tasks.session import POOL, new_run, quieten, session, stored_run
+from src.texts import warn_of_cut
 
 GRID_PROMPTS, GRIDS = 32, ("first", "best")
 Row = dict[str, float | int]
@@ -63,6 +64,7 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     judges = build_rewards(cfg["suite"]["judges"] or {})
     rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
     check_prompts(rewards.values(), prompts, sets.places)
+    warn_of_cut({"the policy": policy} | rewards, prompts)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
     loggers, started = build_loggers(cfg, folder, resumed_at=0), time.perf_counter()  # rows that a kill left go

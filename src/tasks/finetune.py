@@ -24,6 +24,7 @@ from src.runs.folder import open_run_dir, versions, weights_in, write_json
 from src.screen import show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer, trainer_faults
 from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
+from src.texts import warn_of_cut
 
 
 def run(composed: DictConfig) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
     judges = build_rewards(cfg["suite"]["judges"] or {})
     check_prompts(judges.values(), [*prompts.train, *prompts.held_out], prompts.places)
+    warn_of_cut({"the policy": finetuner.policy} | rewards | judges, [*prompts.train, *prompts.held_out])
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
         raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
     evaluation = build(cfg["evaluation"], _partial_=True)(
