@@ -70,3 +70,11 @@ def finished(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "trajectory-steps trained per second" in done.stdout
     return folder
+
+
+@pytest.fixture(scope="session")
+def four_prompts(tmp_path_factory) -> list[str]:
+    """Overrides for the smallest real run."""
+    path = tmp_path_factory.mktemp("prompts") / "four.txt"
+    path.write_text("cat\ndog\nhorse\nmonkey\n")
+    return [*(o for o in TINY if not o.startswith("threads")), "prompts=file", f"prompts.path={path}"]

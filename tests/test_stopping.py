@@ -1,6 +1,7 @@
 """SIGTERM at any moment: a sentence, exit code 143, and a run that goes on as if nothing had been."""
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -234,3 +235,47 @@ def test_the_command_that_resumes_can_be_typed(path):
     assert OverridesParser.create().parse_override(words[3]).value() == path
     assert path != "runs/x" or words[3] == "resume=runs/x"
     assert not re.search("[a-z]'", command_to_resume("runs/2026-11-22_10-00-00_tdpo_r_hps_seed0"))
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+
+
+def outcomes(root: Path) -> dict[str, str]:
+    found = [json.loads(path.read_text()) for path in (root / "jobs").glob("*.json")]
+    return {job["swept"][0]: job["state"] for job in found}
+
+
+def test_a_stopped_sweep_begins_no_other_job(tmp_path, four_prompts):
+    root = tmp_path / "sweep"
+    command = ["-m", *four_prompts, "threads=1", "checkpoint_every=9", "seed=1,2", f"hydra.sweep.dir={root}"]
+    code, err = stopped(command, tmp_path / "told", functools.partial(signalled_at, f"{FINETUNER}.update", 1))
+    assert code == 143 and err == WAITS + "stopped by SIGTERM; the same command goes on from the last checkpoint.\n"
+    assert outcomes(root) == {"seed=1": "stopped"} and len(list(root.glob("*/checkpoints/last.ckpt"))) == 1
+    out = (tmp_path / "told" / "out").read_text()
+    assert ": stopped by SIGTERM; the same command goes on with it." in out and "0 of 1 jobs" in out
+    assert "report:" not in out and not list(root.glob("jobs/*traceback*"))
+    done = run_forked(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert outcomes(root) == {"seed=1": "resumed", "seed=2": "done"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [TERM, INT])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_a_sweep_whose_jobs_run_elsewhere_is_stopped(launcher, signum, tmp_path, four_prompts):
+    """All of them: none is left running. The same command ends what they have begun."""
+    root = tmp_path / "sweep"
+    options = [*four_prompts, "iterations=300", "evaluation.every=1000", f"hydra/launcher={launcher}"]
+    command = [sys.executable, "-m", "src.run", "-m", *options, "seed=1,2", f"hydra.sweep.dir={root}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while sum(len(rows_of(path.parent)) > 4 for path in root.glob("*/metrics.jsonl")) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum and "Traceback" not in err, err
+    assert err.endswith(f"stopped by {signum.name}; the same command goes on from the last checkpoint.\n")
+    assert outcomes(root) == {"seed=1": "stopped", "seed=2": "stopped"} and "0 of 2 jobs" in out
+    rows = {path: path.read_text() for path in root.glob("*/metrics.jsonl")}
+    time.sleep(3)
+    assert rows == {path: path.read_text() for path in rows}  # nobody writes any more

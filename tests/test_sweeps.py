@@ -78,14 +78,6 @@ def states(root: Path) -> dict[str, str]:
     return {",".join(job["swept"]): job["state"] for job in found}
 
 
-@pytest.fixture(scope="module")
-def four_prompts(tmp_path_factory) -> list[str]:
-    """Overrides for the smallest real run."""
-    path = tmp_path_factory.mktemp("prompts") / "four.txt"
-    path.write_text("cat\ndog\nhorse\nmonkey\n")
-    return [*(o for o in TINY if not o.startswith("threads")), "prompts=file", f"prompts.path={path}"]
-
-
 def test_killed_broken_and_repeated(tmp_path, four_prompts, sweep):
     """The sweep is killed in its second job; the same command goes on with it, and once more finds nothing to do.
 

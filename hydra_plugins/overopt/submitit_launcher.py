@@ -41,12 +41,15 @@ class SlurmLauncher(JobLauncher):
         try:
             executor = submitit.AutoExecutor(self.folder, self.cluster, **timeouts)
             executor.update_parameters(**options)
-            jobs = executor.map_array(_Job(shared), [list(each) for each in job_overrides], numbers)
+            jobs = self.submit(executor, _Job(shared), [list(each) for each in job_overrides], numbers)
         except (RuntimeError, NameError) as error:  # of the cluster; of an option
             raise UserError(f"{self.cluster} does not take the jobs: {first_line(error)}") from error
         self.expect(job_overrides)
         with self.passing_on(lambda signum: self.end(signum, jobs)):
             return [_result(job) for job in jobs]
+
+    def submit(self, executor: Any, *arrays: Any) -> list[Any]:
+        return executor.map_array(*arrays)
 
     def end(self, signum: int, jobs: Sequence[Any]) -> None:
         """The cluster's jobs are the cluster's: whoever waits for them may end."""
@@ -58,16 +61,23 @@ class LocalLauncher(SlurmLauncher):
 
     cluster = "local"
 
+    def submit(self, executor: Any, *arrays: Any) -> list[Any]:
+        """Starts a process for each that watches over it. Ctrl-C, which it has a traceback for, is nothing to it."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return super().submit(executor, *arrays)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def end(self, signum: int, jobs: Sequence[Any]) -> None:
-        """They are told to stop, and killed if they don't."""
-        for job in jobs:
-            with suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM if signum != signal.SIGINT else signum)
+        """They are told to stop, by those who watch over them; who are killed in the end."""
         latest = time.monotonic() + PATIENCE
-        while time.monotonic() < latest and not all(job.done() for job in jobs):
-            time.sleep(0.1)
-        for job in jobs:
-            job.cancel()
+        for last in (signal.SIGTERM, signal.SIGKILL):
+            for job in jobs:
+                with suppress(ProcessLookupError):
+                    os.kill(int(job.job_id), last)
+            while time.monotonic() < latest and not all(job.done() for job in jobs):
+                time.sleep(0.1)
 
 
 class _Job:
