@@ -27,18 +27,8 @@ POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any c
 ABOVE_ZERO = ("clip_range", "value_clip_range", "advantage_clip")  # options of any component
 CUTS_SHORT = ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches")
 GROUPS = (
-    *(
-        "policy",
-        "algorithm",
-        "critic",
-        "reset",
-        "regulariser",
-        "prompts",
-        "normaliser",
-        "optimizer",
-        "critic_optimizer",
-    ),
-    *("evaluation", "logger", "trainer"),
+    *("policy", "algorithm", "critic", "reset", "regulariser", "prompts", "normaliser", "optimizer"),
+    *("critic_optimizer", "evaluation", "logger", "trainer"),
 )
 BUILT_AS_IT_IS = ("policy", "algorithm", "reset", "prompts", "normaliser")  # by their options alone
 NAME_BYTES = 64  # of a run's name: W&B's tags have no more, and what is put around it is still a folder's name
@@ -335,11 +325,6 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
     ):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be at least 1.")
-    if cfg["task"] == "finetune" and cfg["samples_per_iteration"] < 2:
-        raise UserError(
-            "samples_per_iteration=1: a single sample is compared with itself alone, and nothing can be learnt; give 2 "
-            "or more."
-        )
     training = cfg["reward_training"] or {"max_epochs": 1, "patience": 0}
     if training["max_epochs"] < 1 or training["patience"] < 0:
         raise UserError("reward_training: max_epochs must be at least 1, and patience must not be negative.")

@@ -60,7 +60,7 @@ COMMANDS = {
     "a module that is none": (["optimizer._target_=torch.optim.Foo"], "torch.optim.Foo cannot be imported (Error"),
     "a name with a slash": (["name=a/b"], "name='a/b' cannot name folders and W&B's tags: it holds a /."),
     "a long name": ([f"name={'a' * 70}"], "it is longer than 64 bytes."),
-    "a group of one": (["samples_per_iteration=1"], "samples_per_iteration=1: a single sample is compared with itself"),
+    "a group of one": (["samples_per_iteration=1"], "samples_per_iteration=1: DDPO compares samples, and of one"),
     "Lightning's steps": (["+trainer.max_steps=1"], "trainer.max_steps=1: how long a run lasts is iterations=."),
     "no epoch": (["trainer.max_epochs=0"], "trainer.max_epochs=0 must stay 1"),
     "no learning rate": (["optimizer.lr=nan"], "optimizer.lr=nan is no number."),

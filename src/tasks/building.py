@@ -70,6 +70,11 @@ def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
     """Raises UserError where algorithm, regulariser and prompts do not go together."""
     name, chosen = type(algorithm).__name__, get_object(cfg["regulariser"]["_target_"])
     regulariser = chosen.__name__
+    if algorithm.uses_returns and cfg["samples_per_iteration"] < 2:
+        raise UserError(
+            f"samples_per_iteration=1: {name} compares samples, and of one that is compared with itself nothing can be "
+            "learnt: give 2 or more."
+        )
     if algorithm.needs_groups and cfg["samples_per_prompt"] < 2:
         raise UserError(
             f"samples_per_prompt={cfg['samples_per_prompt']}: {name} compares samples of one prompt, and there is "
