@@ -25,6 +25,7 @@ import src.config  # noqa: F401  (registers the schema)
 from src.errors import told_in_one_sentence
 from src.runs import sweeps
 from src.runs.folder import stored_task
+from src.runs.launched import check_environment, stored_trainer
 from src.runs.resuming import how_to_go_on
 from src.screen import survive_its_end
 
@@ -41,6 +42,7 @@ def main(cfg: DictConfig) -> float | None:
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
     task = stored_task(cfg.resume) if cfg.resume else cfg.task.value
+    check_environment(stored_trainer(cfg.resume) if cfg.resume else cfg.trainer)  # before Lightning reads it
     module = importlib.import_module(f"src.tasks.{task}")
     stopping.begun()
     return module.run(cfg)

@@ -25,7 +25,7 @@ from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
-from src.tasks.building import build
+from src.tasks.building import build, trainer_of
 from src.tasks.session import fit, new_run, quieten, session
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
@@ -54,8 +54,8 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     print(f"run folder: {folder}", flush=True)
     started = time.perf_counter()
     best = ModelCheckpoint(str(folder / "checkpoints"), "best", monitor="val/loss", enable_version_counter=False)
-    trainer = build(
-        cfg["trainer"],
+    trainer = trainer_of(
+        cfg,
         enable_progress_bar=True,
         enable_checkpointing=True,
         max_epochs=training["max_epochs"],
