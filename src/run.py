@@ -26,6 +26,7 @@ from src.errors import UserError, told_in_one_sentence
 from src.overrides import fault_in, understood
 from src.runs import sweeps
 from src.runs.folder import stored_task
+from src.runs.launched import check_environment, stored_trainer
 from src.runs.resuming import how_to_go_on
 from src.screen import survive_its_end, take_any_text
 
@@ -44,6 +45,9 @@ def main(cfg: DictConfig) -> float | None:
 def run(cfg: DictConfig) -> dict:
     """Does the task: src/tasks/TASK.py, imported here because torch and its friends are not needed to print help."""
     task = stored_task(cfg.resume) if cfg.resume is not None else cfg.task.value
+    check_environment(
+        stored_trainer(cfg.resume) if cfg.resume is not None else cfg.trainer
+    )  # before Lightning reads it
     module = importlib.import_module(f"src.tasks.{task}")
     stopping.begun()
     return module.run(cfg)

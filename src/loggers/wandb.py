@@ -227,7 +227,7 @@ def _told() -> Iterator[None]:
     except (wandb.errors.UsageError, ValueError) as error:
         said = first_line(error)
         if isinstance(error, ValidationError):
-            said = "; ".join(f"{fault['loc'][-1] if fault['loc'] else ''}: {fault['msg']}" for fault in error.errors())
+            said = "; ".join(f"{(*fault['loc'], 'settings')[0]}: {fault['msg']}" for fault in error.errors())
         raise UserError(f"W&B does not take its settings ({said}): look at logger.project and at WANDB_*.") from error
 
 

@@ -37,6 +37,7 @@ from src.errors import UserError, sentence_of
 from src.files import make_folder, read_json, user_path, write_json, write_text
 from src.report.runs import IGNORED, find_runs, flat
 from src.runs.folder import LOCK, read_config
+from src.runs.launched import is_one_process
 from src.runs.resuming import now_sweeping
 from src.screen import show
 from src.stopping import begun, leave, stopped_by
@@ -199,13 +200,10 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
 
 def _refuse_several_processes(composed: DictConfig) -> None:
     """Raises UserError where a job's ranks would each take it for theirs."""
-    trainer: Any = OmegaConf.to_container(composed.trainer, resolve=True)
-    devices = trainer.get("devices", 1)
-    one = len(devices) == 1 if isinstance(devices, list) else devices in (1, "1")
-    if not one or trainer.get("num_nodes", 1) != 1:
+    if not is_one_process(composed.trainer):
         raise UserError(
-            f"trainer.devices={devices}: a job of a sweep is one process; start runs on several "
-            "devices one by one, without -m and +sweeps."
+            f"trainer.devices={composed.trainer.get('devices', 1)}: a job of a sweep is one process; start runs on "
+            "several devices one by one, without -m and +sweeps."
         )
 
 

@@ -11,6 +11,7 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +26,7 @@ from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
 from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
+from src.runs.launched import is_one_process
 from src.runs.sweeps import group_and_tags, in_sweep
 from src.seeding import CRITIC_STREAM, seed_of
 
@@ -172,9 +174,16 @@ def build_trainer(
 
 
 def trainer_of(cfg: dict[str, Any], **options: Any) -> lightning.Trainer:
-    """Lightning's Trainer of the configuration. Raises UserError on devices that are not there."""
+    """Lightning's Trainer of the configuration. Raises UserError on devices that are not there.
+
+    Under Slurm it neither queues the job again by itself nor looks for checkpoints of that.
+    """
+    if is_one_process(cfg["trainer"]):
+        options["plugins"] = LightningEnvironment()
+    elif SLURMEnvironment.detect():
+        options["plugins"] = SLURMEnvironment(auto_requeue=False)
     with trainer_faults():
-        return build(cfg["trainer"], **options)
+        return build(cfg["trainer"], default_root_dir=cfg["run_dir"], **options)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import check, run_name
 from src.errors import UserError
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
+from src.runs.launched import COUNTS, is_one_process
 from src.runs.resuming import now_at
 from src.runs.sweeps import in_sweep
 from src.stopping import in_iterations, leave
@@ -53,8 +54,8 @@ def folder_told(cfg: dict[str, Any]) -> Path | None:
     """The run folder of a rank that did not choose it. Raises UserError if nobody told it."""
     if FOLDER_TOLD in os.environ:
         return Path(os.environ[FOLDER_TOLD])
-    launched = any(int(os.environ.get(key, 1)) > 1 for key in ("WORLD_SIZE", "SLURM_NTASKS"))
-    if launched and cfg["trainer"].get("devices", 1) not in (1, "1") and not cfg["run_dir"]:
+    launched = any(int(os.environ.get(key, 1)) > 1 for key in COUNTS)
+    if launched and not is_one_process(cfg["trainer"]) and not cfg["run_dir"]:
         raise UserError(
             "run_dir= is needed where torchrun or srun starts the processes: they must agree on the folder."
         )
