@@ -20,7 +20,7 @@ import src.config  # noqa: F401  (registers the schema)
 from src.errors import UserError, first_line
 from src.files import reason, user_path, write_text
 from src.loggers.wandb import has_key
-from src.screen import take_any_text
+from src.screen import survive_its_end
 
 try:
     import wandb_workspaces.reports.v2 as wr
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    take_any_text()
+    survive_its_end()
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         main()

@@ -28,7 +28,7 @@ from src.runs import sweeps
 from src.runs.folder import stored_task
 from src.runs.launched import check_environment, stored_trainer
 from src.runs.resuming import how_to_go_on
-from src.screen import survive_its_end, take_any_text
+from src.screen import survive_its_end
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,6 @@ def cli() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
     survive_its_end()
-    take_any_text()
     with _one_sentence(), sweeps.summed_up():
         _look_at_the_command()
         main()

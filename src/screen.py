@@ -4,19 +4,12 @@ import errno
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # of a pipe whose reader has ended, a terminal that is closed, no file
-
-
-def take_any_text() -> None:
-    """From here on what the screen's encoding lacks is printed as an escape, and stops nothing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def show(table: Table, width: int = 110) -> None:
@@ -48,7 +41,7 @@ def survive_its_end() -> None:
 class _Lasting:
     """A text stream that goes on into nothing when its file is gone."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):  # a text stream, or what stands in for one
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:

@@ -199,9 +199,11 @@ def _reads_or_writes_text(call: ast.Call) -> bool:
         return "text" in given or "universal_newlines" in given
     if isinstance(call.func, ast.Name):
         return name == "open"
+    if name != "open":
+        return len(call.args) < {"read_text": 1, "write_text": 2}[name]
     if isinstance(call.func.value, ast.Name) and call.func.value.id in ("Image", "tarfile", "os"):
         return False
-    modes = [*call.args, *([given["mode"]] if "mode" in given else [])] if name == "open" else []
+    modes = [*call.args, *([given["mode"]] if "mode" in given else [])]
     return not any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
 
 
@@ -406,7 +408,7 @@ def test_a_sweep_whose_files_are_broken_is_summed_up_all_the_same(tmp_path, caps
         (tmp_path / "jobs" / f"{name}.json").write_text(content)
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text("{")
-    sweeps._sum_up(tmp_path, "t", [])
+    sweeps._sum_up(tmp_path, "t", [], report=True)
     assert "1 of 1 jobs are finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"summary\.json is no readable JSON .* remove it, and the same command"):
         sweeps._objective(tmp_path / "a", "eval/gold/gain")
@@ -424,10 +426,10 @@ def test_a_versions_file_that_is_broken(tmp_path):
         ("aesthetic", "hps", "aesthetic path=src/mini/weights/hps: its config.json is of another kind of model"),
         ("imagereward", "hps", "reward path=src/mini/weights/hps: its config.json is of another kind of model"),
         ("hps", "{cut}/hps", "reward path={cut}/hps: its weights cannot be read"),
-        ("aesthetic", "{cut}/aesthetic", "model.safetensors is no readable safetensors file"),
-        ("imagereward", "{cut}/imagereward", "model.safetensors is no readable safetensors file"),
-        ("hps", "{json}/hps", "preprocessor_config.json is no readable JSON"),
-        ("aesthetic", "{json}/aesthetic", "config.json is no readable JSON"),
+        ("aesthetic", "{cut}/aesthetic", "model.safetensors cannot be read"),
+        ("imagereward", "{cut}/imagereward", "model.safetensors cannot be read"),
+        ("hps", "{json}/hps", "preprocessor_config.json cannot be read"),
+        ("aesthetic", "{json}/aesthetic", "config.json cannot be read"),
         ("imagereward", "{other}/imagereward", "the weights are of another architecture"),
     ],
 )

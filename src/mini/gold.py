@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import ResNetForImageClassification
 
 from src.errors import UserError
-from src.files import read_json
-from src.hub import load_strictly
+from src.hub import load_strictly, read_json
 from src.rewards.base import Images, RewardModel
 
 WORD = re.compile(r"[\w-]+")  # a prompt may be a sentence
@@ -60,7 +59,7 @@ class GoldAnnotator(RewardModel):
         self.members = torch.nn.ModuleList(
             load_strictly(ResNetForImageClassification, folder, f"gold path={folder}") for folder in folders
         )
-        labels = read_json(folders[0] / "config.json")["id2label"]
+        labels = read_json(folders[0] / "config.json", f"gold path={path}")["id2label"]
         self.names = [labels[str(k)] for k in range(len(labels) - 1)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

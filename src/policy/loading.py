@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 
 from src.errors import UserError, first_line
+from src.files import user_path
 from src.hub import fetch, load_strictly, load_tokenizer, read_json, require, require_weights, weight_files
 
 POSITIONS = ("embeddings.position_ids",)  # older files hold this table
@@ -32,7 +33,7 @@ def load_pipeline(path: str, revision: str | None, variant: str | None) -> Stabl
     Raises UserError on whatever is no pipeline that DDIM, a prompt's text states and nothing else can sample from.
     """
     option = f"policy.path={path}"
-    _look_at(Path(path).expanduser(), option)
+    _look_at(user_path(path), option)
     plain = [f"{part}/{name}" for part, name in CONFIGS.items()]
     folder = fetch(path, "policy.path", ["model_index.json"], [*plain, "tokenizer/*"], revision)
     index = read_json(folder / "model_index.json", option)

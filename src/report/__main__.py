@@ -6,11 +6,11 @@ from src.errors import UserError, told_in_one_sentence
 from src.files import reason, user_path
 from src.report.page import write_report
 from src.report.runs import find_runs
-from src.screen import take_any_text
+from src.screen import survive_its_end
 
 
 def main() -> None:
-    take_any_text()
+    survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="run folders, or folders with runs below them")
     parser.add_argument("--output", type=user_path, help="default: report.html in the first of them")

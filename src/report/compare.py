@@ -14,7 +14,7 @@ from src.report.figures import treatments
 from src.report.runs import Run, find_runs
 from src.report.study import against, compare, means, only_finished, table, write_tables
 from src.report.study_plots import draw_curves, proxy_and_gold
-from src.screen import take_any_text
+from src.screen import survive_its_end
 
 AT_THE_END = ["proxy_end", "gold_end", "held_out_gold_end", "cross_end", "top1_end", "gold_peak", "overoptimization"]
 CRITIC = ["explained_variance", "dormant", "recovery"]
@@ -44,7 +44,7 @@ def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None
 
 
 def main() -> None:
-    take_any_text()
+    survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report.compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="folders with runs below them, such as a sweep's")
     parser.add_argument("--against", metavar="ARM", help="the arm that the others are held against")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.errors import UserError, told_in_one_sentence
 from src.files import make_folder, user_path, write_bytes
-from src.screen import take_any_text
+from src.screen import survive_its_end
 
 FILES = ("config.yaml", "versions.json", "summary.json", "metrics.jsonl")
 ENDING = ".tar.xz"
@@ -80,7 +80,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    take_any_text()
+    survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report.kept", description=__doc__)
     parser.add_argument("what", choices=("keep", "restore"))
     parser.add_argument("runs", type=user_path, help="folder of run folders, such as multirun/STUDY")

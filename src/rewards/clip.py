@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from src.files import read_json, write_json
-from src.hub import TOKENIZER, fetch, load_tokenizer
+from src.files import write_json
+from src.hub import TOKENIZER, fetch, load_tokenizer, read_json
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
 from src.saving import save_tokenizer
@@ -59,7 +59,9 @@ class CLIPReward(RewardModel):
         self._adopt(
             clip_tower(folder, f"reward path={path}", precision, shared),
             load_tokenizer(CLIPTokenizer, processed, "reward processor"),
-            read_json(processed / "preprocessor_config.json"),
+            read_json(
+                processed / "preprocessor_config.json", "reward processor" if processor else f"reward path={path}"
+            ),
             DTYPES[precision],
         )
         self.batch_size = batch_size

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from src.files import read_json
-from src.hub import TOKENIZER, fetch, load_strictly, load_tokenizer, read_checkpoint
+from src.hub import TOKENIZER, fetch, load_strictly, load_tokenizer, read_checkpoint, read_json
 from src.rewards.base import DTYPES, Images, Precision, RewardModel
 from src.rewards.hps import CLIP_MEAN, CLIP_STD
 from src.rewards.image_text import ImageTextReward
@@ -51,7 +50,7 @@ class ImageReward(ImageTextReward):
         self.tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # BLIP's; the embedding table has them
         state = {k: v for k, v in read_checkpoint(folder / filename, option).items() if not k.startswith(UNUSED)}
         vision, vision_state = blip_vision(part(state, "blip.visual_encoder."), option, head_width)
-        med = read_json(folder / "med_config.json")
+        med = read_json(folder / "med_config.json", option)
         text = text_config(med, vision.hidden_size)
         self.vision = load_strictly(BlipVisionModel, vision_state, option, vision).to(DTYPES[precision])
         self.text = load_strictly(HeadlessText, part(state, "blip.text_encoder."), option, text).to(DTYPES[precision])

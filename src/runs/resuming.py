@@ -1,11 +1,9 @@
 """How what was stopped goes on: the command, for whoever has to tell it."""
 
-import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from src.overrides import written
 
 COMMAND = "python -m src.run"
 
@@ -33,11 +31,7 @@ def now_sweeping(sweep: bool) -> None:
 
 def command_to_resume(folder: Path | str) -> str:
     """Such as `python -m src.run resume=runs/NAME`, quoted for Hydra and for the shell where the path asks for it."""
-    path = str(folder)
-    if re.fullmatch(r"[\w/.:@%+-]+", path, re.ASCII):
-        return f"{COMMAND} resume={path}"
-    override = f"resume={QuotedString(path, Quote.single).with_quotes()}"
-    return f'{COMMAND} "{override}"' if not re.search(r'[\\"$`!]', override) else f"{COMMAND} {shlex.quote(override)}"
+    return f"{COMMAND} {written('resume', str(folder))}"
 
 
 def how_to_go_on() -> str:

@@ -16,11 +16,11 @@ from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.wandb import RunLogger
-from src.overrides import written
 from src.prompts import PromptData, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, weights_in, write_json
+from src.runs.resuming import command_to_resume
 from src.screen import show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer, trainer_faults
 from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
@@ -102,7 +102,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         folder = path.parent.parent
         raise UserError(
             f"{path} is not a readable checkpoint ({first_line(error)}): put a copy of an earlier one there, or remove "
-            f"it, and {written('resume', str(folder))} begins anew with the same configuration{weights_in(folder)}."
+            f"it, and {command_to_resume(folder)} begins anew with the same configuration{weights_in(folder)}."
         ) from error
     return checkpoint
 
