@@ -68,7 +68,9 @@ def assert_gradient(estimate, analytic):
 
 
 @pytest.mark.parametrize(
-    "algorithm", [DDPO(**WIDE), GRPO(**WIDE, std="none"), GRPO(**WIDE, std="none", trust="divergence")], ids=str
+    "algorithm",
+    [DDPO(**WIDE), GRPO(**WIDE, std="none"), GRPO(**WIDE, std="none", trust="divergence")],
+    ids=["ddpo", "grpo", "grpo masked"],
 )
 def test_a_policy_gradient_is_g_over_the_dimensions(algorithm):
     """d/dtheta of -E[r rho]: -g, divided by D because log-probabilities are means over dimensions."""

@@ -175,8 +175,8 @@ def test_updates_per_iteration():
 def test_a_fraction_of_the_timesteps_is_trained():
     finetuner = build(TDPO(1e-4, 0.2, 5.0, timestep_fraction=0.5), critic=new_critic())
     seen = []
-    predict = finetuner.policy.log_prob
-    finetuner.policy.log_prob = lambda x, y, t, text: seen.append(t) or predict(x, y, t, text)
+    predict = finetuner.policy.step_distribution
+    finetuner.policy.step_distribution = lambda x_t, t, text: seen.append(t) or predict(x_t, t, text)
     rows = fit(finetuner, 1)
     kept = round(0.5 * STEPS)
     assert finetuner.optimizer_steps == kept and np.isfinite(rows[0]["policy/loss"])
