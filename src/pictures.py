@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from src.errors import UserError, first_line
+from src.files import read_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -117,7 +118,7 @@ def read_table(path: Path) -> list[Row]:
     try:
         if kind == ".parquet":
             return _read_parquet(path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if kind in (".csv", ".tsv"):
             return list(csv.DictReader(io.StringIO(text), delimiter="," if kind == ".csv" else "\t"))
         if kind == ".jsonl":
@@ -164,7 +165,7 @@ def with_prompts(pictures: Sequence[Picture], file: Path | None) -> tuple[list[P
         return _without_copies(*_by_name(pictures, _named_prompts(file), file))
     if not file.is_file():
         raise UserError(f"--prompts={file}: no such file.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    lines = [line.strip() for line in read_text(file, "--prompts=").rstrip().splitlines()]
     if len(lines) != len(pictures):
         where = f"the first without one is {pictures[len(lines)].name}" if len(lines) < len(pictures) else "one a line"
         raise UserError(f"--prompts={file} has {len(lines)} prompts for {len(pictures)} pictures: {where}.")

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from src.errors import told_in_one_sentence
+from src.screen import take_any_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    take_any_text()
     args = parser().parse_intermixed_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with told_in_one_sentence():

@@ -96,9 +96,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     done = checkpoint["progress"]["iteration"] if checkpoint else -1
     print(f"run folder: {folder}", flush=True)
     callbacks = [evaluation, *watches, Told(evaluation, len(points)), Checkpoints(str(folder), every=1)]
-    loggers = build_loggers(cfg, folder, resumed_at=max(done, 0))
+    loggers = build_loggers(cfg, folder, resumed_at=done)
     trainer = trainer_of(cfg, limit_train_batches=len(points), logger=loggers, callbacks=callbacks)
-    trainer.loggers[0].forget_after(done)
     started = time.perf_counter()
     if done < len(points) and not (checkpoint and checkpoint["progress"]["stopped"]):
         path = str(folder / "checkpoints" / "last.ckpt") if checkpoint else None
