@@ -41,6 +41,7 @@ class Task(enum.Enum):
     finetune = "finetune"
     train_reward = "train_reward"
     best_of_n = "best_of_n"
+    evaluate = "evaluate"
 
 
 @dataclass
@@ -134,6 +135,11 @@ class Config:
     pool: int = 256
     seed: int = 0
     threads: int | None = None
+    weights: Any = None
+    scale: Any = None
+    aig: Any = None
+    steps: list[int] | None = None
+    queries_per_step: float | None = None
     objective: str | None = None
     run_dir: str | None = None
     resume: str | None = None

@@ -10,6 +10,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 CONF = Path(__file__).parent.parent / "conf"
+MULTIRUN = ("-m", "--multirun")
+LISTS, PATHS = ("scale", "aig", "steps"), ("weights",)  # keys that have their own way of being written
 TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key takes
     "to Integer": "a whole number",
     "to Float": "a number",
@@ -32,9 +34,23 @@ def fault_in(arguments: Sequence[str]) -> str | None:
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides."""
+    """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides.
+
+    Unless commas divide jobs (-m, +sweeps=), `scale=0,0.5,1` is a list, and `weights=PATH` a path, whatever is in it.
+    """
     overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
-    return sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))
+    if not any(argument in MULTIRUN or argument.startswith("+sweeps=") for argument in arguments):
+        overrides = [_as_typed(argument) for argument in overrides]
+    return sorted(overrides, key=lambda argument: argument not in MULTIRUN)
+
+
+def _as_typed(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    if not value or value[0] in "['\"":
+        return argument
+    if key in LISTS and "," in value:
+        return f"{key}=[{value}]"
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}" if key in PATHS else argument
 
 
 def options_of(group: str) -> list[str]:

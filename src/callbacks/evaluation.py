@@ -1,6 +1,7 @@
 """Cross-reward evaluation: fixed prompts and seeds, every reward of the suite, against the base model's pictures."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from src.callbacks.gallery import Gallery
 from src.errors import UserError
 from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, lpips, lpips_within
 from src.metrics.intervals import area_under, bootstrap_mean, spread_within
+from src.metrics.joint import joint_rates
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
 from src.prompts import PromptSets
@@ -36,8 +38,8 @@ class EvaluationSet:
     base_features: Tensor | None = None
     peak: dict[str, float] = field(default_factory=dict)  # reward -> highest gain so far
 
-    def compare(self, scores: dict[str, Tensor], trained: str) -> Metrics:
-        """Every reward against the base's pictures of the same prompts and seeds.
+    def compare(self, scores: dict[str, Tensor], trained: str, judges: Collection[str] = ()) -> Metrics:
+        """Every reward against the base's pictures of the same prompts and seeds; all but the judges also jointly.
 
         A reward that the base's pictures do not differ in has no base sd, and so no gain.
         """
@@ -61,7 +63,8 @@ class EvaluationSet:
             if {name, trained} <= gains.keys():
                 row["gap"] = gains[trained].mean - gains[name].mean
             metrics |= {f"{self.name}/{name}/{key}": value for key, value in row.items()}
-        return metrics
+        joint = joint_rates({name: values for name, values in scores.items() if name not in judges}, self.base)
+        return metrics | {f"{self.name}/{key}": value for key, value in joint.items()}
 
     def _base_sd(self, name: str) -> float:
         return spread_within(self.base[name].numpy(), self.prompts)
@@ -84,7 +87,8 @@ class CrossRewardEvaluation(Callback):
     Training does not notice: evaluation draws from generators of its own.
 
     Args:
-        rewards: every reward to report, by name. judge: which of them is the truth, if any is.
+        rewards: every reward to report, by name. judge: which of them is the truth, if any is. judges: those that are
+            no reward to train on, and have no part in joint rates.
         tower: its image embeddings measure diversity and drift; best one that no policy trains on.
         samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
             likewise.
@@ -93,6 +97,7 @@ class CrossRewardEvaluation(Callback):
         lpips_network: alex, vgg or squeeze measures diversity by LPIPS too; needs torchvision and its weights.
         grid_pictures: pictures of the grid that is saved and logged.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
+        num_steps, eta, guidance: of sampling here, where they differ from training's; at eta 0 there is no KL.
     """
 
     def __init__(
@@ -110,11 +115,19 @@ class CrossRewardEvaluation(Callback):
         grid_pictures: int = 32,
         max_prompts: int | None = None,
         seed: int = 0,
+        judges: list[str] | None = None,
+        num_steps: int | None = None,
+        eta: float | None = None,
+        guidance: float | None = None,
     ):
         if min(every, samples_per_prompt, held_out_samples_per_prompt, kl_samples, max_prompts or 1) < 1:
             raise UserError(
                 "evaluation: every, kl_samples, max_prompts and both samples_per_prompt must be at least 1."
             )
+        if (num_steps is not None and num_steps < 1) or (eta or 0) < 0 or (guidance or 0) < 0:
+            raise UserError("evaluation: num_steps must be at least 1, eta and guidance must not be negative.")
+        self.conditions = {"num_steps": num_steps, "eta": eta, "guidance": guidance}
+        self.judges = judges or []
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
         self.lpips = lpips(lpips_network) if lpips_network else None
@@ -153,6 +166,13 @@ class CrossRewardEvaluation(Callback):
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start = time.perf_counter()
+        with pl_module.policy.sampling(**self.conditions):
+            metrics = self._measure(trainer, pl_module)
+        metrics |= self._areas(metrics)
+        self.history.append(pl_module.record("evaluation", metrics))
+        self.seconds += time.perf_counter() - start
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
         metrics: Metrics = {}
         ranks: Ranks = pl_module.ranks
         where = f"in the evaluation after iteration {pl_module.iteration}"
@@ -167,7 +187,7 @@ class CrossRewardEvaluation(Callback):
             }
             for name, values in scores.items():
                 pl_module.check_scores(name, values, where)
-            metrics |= part.compare(scores, pl_module.reward_name)
+            metrics |= part.compare(scores, pl_module.reward_name, self.judges)
             if part.name == "eval":
                 metrics |= self._pictures(part, rollout.images, ranks) | self._kl(pl_module, rollout, len(part.prompts))
                 shown = ranks.gather(rollout.images[: max(0, self.gallery.pictures - own.start)])
@@ -176,12 +196,12 @@ class CrossRewardEvaluation(Callback):
                     if pl_module.iteration > 0:
                         gains = part.gains(scores)
                         self.gallery.show_hacks(trainer, pl_module, part.prompts, part.seeds, gains, self.judge)
-        metrics |= self._areas(metrics)
-        self.history.append(pl_module.record("evaluation", metrics))
-        self.seconds += time.perf_counter() - start
+        return metrics
 
     def _areas(self, now: Metrics) -> Metrics:
-        """Area under each reward's gain over sqrt(KL), up to here."""
+        """Area under each reward's gain over sqrt(KL), up to here; nothing where there is no KL."""
+        if "kl/sqrt" not in now:
+            return {}
         rows = [*self.history, now]
         names = [key.split("/")[1] for key in now if key.startswith("eval/") and key.endswith("/gain")]
         known = {name: [(row["kl/sqrt"], row[f"eval/{name}/gain"]) for row in rows] for name in names}
@@ -210,7 +230,9 @@ class CrossRewardEvaluation(Callback):
         return {f"pictures/{key}": value for key, value in values.items()}
 
     def _kl(self, pl_module: LightningModule, rollout: Rollout, n: int) -> Metrics:
-        """On `kl_samples` trajectories spread evenly over the n of all ranks."""
+        """On `kl_samples` trajectories spread evenly over the n of all ranks; nothing where steps have no density."""
+        if not pl_module.policy.has_density:
+            return {}
         where = meeting_place(pl_module.ranks, pl_module.device)
         kl = TrajectoryKL(pl_module.policy.num_steps).to(where)
         rows = torch.linspace(0, n - 1, min(n, self.kl_samples)).round().long()

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import wandb
 from jaxtyping import Float
 from lightning import LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import wandb
 from src.callbacks.labels import NOTE, fitted, is_spelt, label_font, legible
 from src.files import make_folder, write_bytes
 from src.loggers.wandb import RunLogger
@@ -87,7 +87,8 @@ class Gallery:
         save_png(grid, make_folder(self.folder) / name)
 
     def _captioned(self, finetuner: LightningModule, grid: Image.Image) -> wandb.Image:
-        at = f"iteration {finetuner.iteration}, {finetuner.reward_queries} reward queries"
+        when = getattr(finetuner, "when", "after {:,} reward queries").format(finetuner.reward_queries)
+        at = f"iteration {finetuner.iteration}, {when}"
         return wandb.Image(grid, caption=f"{at}; label: {finetuner.reward_name}")
 
     def _log(self, trainer: Trainer, media: dict) -> None:

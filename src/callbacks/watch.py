@@ -12,6 +12,8 @@ from src.errors import UserError
 from src.files import make_folder, remove, write_json
 from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
 
+AFTER = "after {:,} reward queries"
+
 
 class OveroptimizationWatch(Callback):
     """Follows a signal (see signal_of) from evaluation to evaluation.
@@ -44,6 +46,7 @@ class OveroptimizationWatch(Callback):
         self.margin, self.patience, self.keep, self.action = margin, patience, keep, action
         self.queries: list[int] = []
         self.signals: list[float] = []
+        self.when = AFTER
 
     @property
     def alarm(self) -> int | None:
@@ -70,6 +73,7 @@ class OveroptimizationWatch(Callback):
         row = next(c for c in trainer.callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
         apart = [name for name in self.rewards if name not in pl_module.reward_members]  # what is not trained on
         value = signal_of(row, pl_module.reward_name, apart, self.signal)
+        self.when = getattr(pl_module, "when", AFTER)  # of checkpoints of others, queries are not known
         if value is None or row["reward_queries"] in self.queries:
             return
         known = self.alarm
@@ -101,12 +105,12 @@ class OveroptimizationWatch(Callback):
         """What the watch has to say so far."""
         if not self.signals:
             return "off, for the evaluations lack what it follows."
-        kept = f"weights after {self.best:,} kept: {self.folder}"
+        kept = f"weights {self.when.removesuffix(' reward queries').format(self.best)} kept: {self.folder}"
         if self.alarm is None:
             return f"no alarm by {self.signal}; {kept}"
         return (
-            f"alarm after {self.alarm:,} reward queries, {self.signal} has fallen more than {self.margin} below its "
-            f"peak; {kept}"
+            f"alarm {self.when.format(self.alarm)}, {self.signal} has fallen more than {self.margin} below its peak; "
+            f"{kept}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,11 @@ class Entry:
 GLOSSARY: dict[str, Entry] = {
     "kind": Entry("-", "what the row is: iteration, evaluation or watch"),
     "iteration": Entry("iterations", "rounds of sampling and training done"),
-    "reward_queries": Entry("images", "images scored for training; the x-axis of every curve"),
+    "reward_queries": Entry(
+        "images",
+        "images scored for training; the x-axis of every curve; of others' checkpoints the number in their names, "
+        "where queries_per_step does not say more",
+    ),
     "reward_gradients": Entry("images", "images that the reward's gradient was taken of, for training"),
     "optimizer_steps": Entry("steps", "optimizer steps of the policy"),
     "seconds": Entry("s", "training time so far, evaluation and logging excluded"),
@@ -107,7 +111,20 @@ GLOSSARY: dict[str, Entry] = {
     "eval/<reward>/kl_area": Entry(
         "base sd x nats^(1/2)", "area under its gain over kl/sqrt so far, trapezoidal", "Gao et al. 2023, figure 1"
     ),
+    "eval/joint_domination": Entry(
+        "share", "pictures that gain under all rewards at once, judges apart, over the base's", "arXiv 2605.13155"
+    ),
+    "eval/joint_collapse": Entry("share", "pictures that lose under all of them at once", "arXiv 2605.13155"),
     "held_out/<reward>/<measure>": Entry("", "each of the above on prompts that no run trains on"),
+    "held_out/joint_domination": Entry("share", "the same on prompts that no run trains on"),
+    "held_out/joint_collapse": Entry("share", "likewise"),
+    "policy/scale": Entry("share", "of what fine-tuning changed, how much an evaluation of weights has taken up"),
+    "policy/checkpoint": Entry("-", "number of the checkpoint, where its reward queries are not known"),
+    "policy/aig": Entry(
+        "-",
+        "p of annealed importance guidance, by which the base draws at high noise; 0 is the tuned model",
+        "arXiv 2409.06493",
+    ),
     "watch/signal": Entry("", "what the overoptimization watch follows, in the unit of callbacks.watch.signal"),
     "watch/below_peak": Entry("", "its highest value so far minus its value now"),
     "watch/alarm": Entry("0 or 1", "1 from the alarm on"),

@@ -16,7 +16,8 @@ from transformers import ResNetForImageClassification
 
 from src.errors import UserError
 from src.hub import load_strictly, read_json
-from src.rewards.base import Images, RewardModel
+from src.mini.data import IMAGE_SIZE
+from src.rewards.base import Images, RewardModel, tower_input
 
 WORD = re.compile(r"[\w-]+")  # a prompt may be a sentence
 LIMIT = 8.0  # |U| beyond this says nothing more
@@ -43,6 +44,12 @@ def subject(prompt: str, names: Sequence[str]) -> int:
     return names.index(max(found, key=len))
 
 
+def home_size(images: Images) -> Float[Tensor, "b 3 64 64"]:
+    """Pictures in the size that the miniature world's classifiers have learnt; its own are left as they are."""
+    zero, one = torch.zeros(3, 1, 1, device=images.device), torch.ones(3, 1, 1, device=images.device)
+    return tower_input(images, IMAGE_SIZE, zero, one)
+
+
 class GoldAnnotator(RewardModel):
     """U(picture, prompt): alignment and fidelity in one, in nats; 0 where subject and its absence are equally likely.
 
@@ -67,7 +74,8 @@ class GoldAnnotator(RewardModel):
             subject(prompt, self.names)
 
     def logits(self, images: Images) -> Float[Tensor, "k b n"]:
-        return torch.stack([member(images * 2 - 1).logits for member in self.members])
+        pixels = home_size(images) * 2 - 1
+        return torch.stack([member(pixels).logits for member in self.members])
 
     @torch.no_grad()
     def judge(self, images: Images, concept: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

@@ -10,7 +10,7 @@ from transformers import ResNetForImageClassification
 
 from src.errors import UserError
 from src.hub import load_strictly
-from src.mini.gold import subject
+from src.mini.gold import home_size, subject
 from src.rewards.base import Images, RewardModel
 
 
@@ -34,4 +34,4 @@ class ClassifierTopOne(RewardModel):
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         wanted = torch.tensor([subject(prompt, self.names) for prompt in prompts], device=images.device)
-        return (self.model(images * 2 - 1).logits.argmax(1) == wanted).float()
+        return (self.model(home_size(images) * 2 - 1).logits.argmax(1) == wanted).float()

@@ -64,9 +64,12 @@ class DiffusionPolicy(LightningModule):
             raise UserError(f"policy.eta={eta}: a step has a log-probability only when eta is positive.")
         self.num_steps, self.eta, self.guidance, self.sampling_batch = num_steps, eta, guidance, sampling_batch
         self.finetune = finetune
+        self.annealing: float | None = None  # p of annealed importance guidance, where it is sampled with
+        self._at_base = False
         pipeline = load_pipeline(path, revision, variant)
         self.tokenizer = pipeline.tokenizer
-        self.schedule = ddim_schedule(pipeline.scheduler, num_steps, f"policy.path={path}")
+        self._scheduler, self._option = pipeline.scheduler, f"policy.path={path}"
+        self.schedule = ddim_schedule(pipeline.scheduler, num_steps, self._option)
         self.text_encoder = pipeline.text_encoder.requires_grad_(False).eval()
         self.vae = pipeline.vae.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.unet = pipeline.unet.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -93,8 +96,33 @@ class DiffusionPolicy(LightningModule):
         zeros = torch.zeros(self.num_steps, 1, 1, 1, device=self.device)
         return ddim.ddim_step(zeros, zeros, at, after, self.eta, self.schedule.prediction_type)[1].flatten()
 
+    @property
+    def has_density(self) -> bool:
+        """Whether every step is a Gaussian; without noise, as at eta 0, there are no log-probabilities and no KL."""
+        return bool((self.step_std > 0).all())
+
+    @contextmanager
+    def sampling(
+        self, num_steps: int | None = None, eta: float | None = None, guidance: float | None = None
+    ) -> Iterator[None]:
+        """Other ways of sampling than in training, for as long as the context lasts; eta may be 0 here."""
+        before = self.schedule, self.num_steps, self.eta, self.guidance
+        try:
+            if num_steps is not None:
+                self.num_steps, self.schedule = num_steps, ddim_schedule(self._scheduler, num_steps, self._option)
+            self.eta = self.eta if eta is None else eta
+            self.guidance = self.guidance if guidance is None else guidance
+            yield
+        finally:
+            self.schedule, self.num_steps, self.eta, self.guidance = before
+
     def trainable(self) -> list[torch.nn.Parameter]:
         return [p for p in self.unet.parameters() if p.requires_grad]
+
+    @property
+    def base_unet(self) -> torch.nn.Module:
+        """Of full fine-tuning, the network that it started from."""
+        return self._frozen[0]
 
     @property
     def timesteps(self) -> Int[Tensor, " t"]:
@@ -134,7 +162,22 @@ class DiffusionPolicy(LightningModule):
         return longer_than(self.max_tokens, self.tokenizer, prompts)
 
     def predict(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
-        """The guided output of the network, float32."""
+        """The guided output of the network, float32; on request drawn to the base's at high noise.
+
+        Annealed importance guidance (2409.06493): g tuned + (1 - g) base with g = (1 - t / T)^p. At p = 0 that is the
+        tuned network, at p = infinity the base.
+        """
+        if self.annealing is None or self._at_base:
+            return self._guided(x_t, t, text)
+        share = (1 - t.double() / len(self.schedule.before)) ** self.annealing
+        share = share.float().view(-1, 1, 1, 1)
+        if (share == 1).all():
+            return self._guided(x_t, t, text)
+        with self.as_base():
+            base = self._guided(x_t, t, text)
+        return base if (share == 0).all() else share * self._guided(x_t, t, text) + (1 - share) * base
+
+    def _guided(self, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]) -> ddim.Latents:
         if self.guidance == 1:
             return self.unet(x_t, t, text, return_dict=False)[0].float()
         empty = self.encode_prompts([""]).expand_as(text)
@@ -186,18 +229,21 @@ class DiffusionPolicy(LightningModule):
     @contextmanager
     def as_base(self) -> Iterator[None]:
         """The model as it was before fine-tuning, for as long as the context lasts."""
+        self._at_base = True
         if self.finetune == "lora":
             self.unet.disable_adapters()
             try:
                 yield
             finally:
                 self.unet.enable_adapters()
+                self._at_base = False
         else:
-            tuned, self.unet = self.unet, self._frozen[0].to(self.device)
+            tuned, self.unet = self.unet, self.base_unet.to(self.device)
             try:
                 yield
             finally:
                 self.unet = tuned
+                self._at_base = False
 
     @contextmanager
     def holding(self, weights: Sequence[Tensor]) -> Iterator[None]:

@@ -21,7 +21,10 @@ CRITIC = ["explained_variance", "dormant", "recovery"]
 
 
 def arms_of(paths: Sequence[str]) -> dict[str, list[Run]]:
-    """Finished runs of fine-tuning, by what but the seed sets them apart. Raises UserError where that is nothing."""
+    """Finished runs of fine-tuning, and evaluations of others' checkpoints, by what but the seed sets them apart.
+
+    Raises UserError where that is nothing.
+    """
     arms = treatments([run for run in only_finished(find_runs(paths)) if not run.is_best_of_n])
     if len(arms) < 2:
         raise UserError(f"{' '.join(paths)}: the finished runs differ in their seed only; there is nothing to compare.")
@@ -61,7 +64,12 @@ def main() -> None:
         found = pd.concat(rows, ignore_index=True)
         write_tables(folder, found, tables_of(found, args.at, args.against))
         trained = next(iter(arms.values()))[0].trained
-        draw_curves(arms, proxy_and_gold(trained), folder / "curves.png")
+        panels = proxy_and_gold(trained)
+        if (
+            len({run.layout for runs in arms.values() for run in runs}) > 1
+        ):  # of others' checkpoints queries are unknown
+            panels = {title: keys for title, keys in panels.items() if keys[0] != "reward_queries"}
+        draw_curves(arms, panels, folder / "curves.png")
     told = "" if args.against else f"; hold them against one by --against ARM: {'; '.join(arms)}"
     print(f"{folder}: results.csv, tables.md, curves.png{told}")
 

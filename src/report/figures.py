@@ -40,11 +40,11 @@ def colour_of(k: int, opacity: float = 1.0) -> str:
 
 def reward_curves(run: Run) -> go.Figure:
     """Gain of every reward over reward queries, with 95% intervals; dotted lines where neurons were reset."""
-    figure = go.Figure()
+    figure, x = go.Figure(), shown_places(run)
     for k, name in enumerate(n for n in run.rewards if f"eval/{n}/gain" in run.evaluations[0]):
         low, high = run.series(f"eval/{name}/gain_low"), run.series(f"eval/{name}/gain_high")
         figure.add_scatter(
-            x=run.queries + run.queries[::-1],
+            x=x + x[::-1],
             y=high + low[::-1],
             mode="lines",
             fill="toself",
@@ -55,12 +55,12 @@ def reward_curves(run: Run) -> go.Figure:
         )
         label = f"{name} (trained)" if name == run.trained else name
         line = {"color": colour_of(k), "width": 3 if name in (run.trained, JUDGE) else 1.5}
-        figure.add_scatter(x=run.queries, y=run.series(f"eval/{name}/gain"), name=label, line=line)
+        figure.add_scatter(x=x, y=run.series(f"eval/{name}/gain"), name=label, line=line)
         held_out = run.series(f"held_out/{name}/gain")
         if not all(map(math.isnan, held_out)):
             dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
             prompts = f"{name}, held-out prompts"
-            figure.add_scatter(x=run.queries, y=held_out, name=prompts, line=dashed, showlegend=False)
+            figure.add_scatter(x=x, y=held_out, name=prompts, line=dashed, showlegend=False)
     for row in run.iterations:
         if row.get("reset/share", 0) > 0 or row.get("reset/lora_share", 0) > 0:
             figure.add_vline(
@@ -69,10 +69,18 @@ def reward_curves(run: Run) -> go.Figure:
     if run.alarm is not None:
         line = {"color": "#D55E00", "width": 2}
         figure.add_vline(x=run.alarm, line=line, annotation_text="watch: alarm", annotation_position="top left")
-    if run.is_best_of_n:
-        styled(figure, xaxis_title="n, base samples to choose from", yaxis_title="gain over the base [base sd]")
-        return figure.update_xaxes(type="log")
-    return styled(figure, xaxis_title="reward queries [images]", yaxis_title="gain over the base [base sd]")
+    styled(figure, xaxis_title=run.axis.title, yaxis_title="gain over the base [base sd]")
+    return figure.update_xaxes(type="log") if run.is_best_of_n else figure
+
+
+def shown_places(run: Run) -> list[float | int | None]:
+    """Of the evaluations on the axis; None for what no plot can show."""
+    return [place if math.isfinite(place) else None for place in run.places]
+
+
+def captions(run: Run) -> list[str]:
+    """Of the evaluations, for whoever points at them."""
+    return [run.told(k).removeprefix("at ") for k in range(len(run.evaluations))]
 
 
 def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
@@ -91,7 +99,7 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
             mode="lines+markers",
             name=run.label,
             line={"color": colour_of(k)},
-            text=[f"{q:,} queries" for q in run.queries],
+            text=captions(run),
         )
     if not figure.data:
         return None
@@ -120,9 +128,8 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
         distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
         if all(map(math.isnan, distance)) or all(map(math.isnan, judged)):
             continue
-        text = [f"{q:,} queries" for q in run.queries]
-        marker = {"color": colour_of(k)}
-        figure.add_scatter(x=distance, y=judged, mode="markers", name=run.label, marker=marker, text=text)
+        marker, mode = {"color": colour_of(k)}, "lines+markers" if run.is_frontier else "markers"
+        figure.add_scatter(x=distance, y=judged, mode=mode, name=run.label, marker=marker, text=captions(run))
         fit = fit_of(run)
         if fit is not None:
             grid = np.linspace(0, max(distance), 80)
@@ -135,8 +142,30 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
     )
 
 
+def diversity_frontier(runs: list[Run]) -> list[go.Figure]:
+    """Trained reward and gold over the diversity that is left: how to pay less for the same reward."""
+    figures = []
+    for name in dict.fromkeys([*(run.trained for run in runs), JUDGE]):
+        figure = go.Figure()
+        for k, run in enumerate(runs):
+            gains, vendi = run.series(f"eval/{name}/gain"), run.series("pictures/vendi")
+            if all(map(math.isnan, gains)) or all(map(math.isnan, vendi)):
+                continue
+            line, text = {"color": colour_of(k)}, captions(run)
+            figure.add_scatter(x=vendi, y=gains, mode="lines+markers", name=run.label, line=line, text=text)
+        if figure.data:
+            titles = {"xaxis_title": "Vendi score within prompts", "yaxis_title": "gain [base sd]"}
+            figures.append(panel(figure, f"{name} over diversity", hovermode="closest", **titles))
+    return figures
+
+
 def fit_of(run: Run) -> Fit | None:
-    """Gao et al.'s form fitted to gold over the distance from the base; None on fewer than three points off it."""
+    """Gao et al.'s form fitted to gold over the distance from the base.
+
+    None on fewer than three points off it, and of a frontier, which is no course of training.
+    """
+    if run.is_frontier:
+        return None
     distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
     if any(map(math.isnan, [*distance, *judged])) or sum(d > 0 for d in distance) < 3:
         return None
@@ -238,18 +267,20 @@ LOOKS = {
 
 
 def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> list[go.Figure]:
-    """A figure for each key, a line for each run."""
-    figures = []
+    """A figure for each key, a line for each run that shares the axis of the first."""
+    figures, course = [], [run for run in runs if not run.is_frontier] or runs
     for key, title in keys.items():
         if not any(key in row for run in runs for row in _rows(run, kind)[:1]):
             continue
         figure = go.Figure()
         for k, run in enumerate(runs):
+            if run.axis is not course[0].axis:
+                continue  # a frontier is no course of training, and has an axis of its own
             rows = _rows(run, kind)
             line = {"color": colour_of(k), "width": 1.5}
-            x = [row["reward_queries"] for row in rows]
+            x = shown_places(run) if rows is run.evaluations else [row["reward_queries"] for row in rows]
             figure.add_scatter(x=x, y=run.series(key, rows), name=run.label, line=line)
-        figures.append(panel(figure, title))
+        figures.append(panel(figure, title, xaxis_title=course[0].axis.title))
     return figures
 
 
@@ -288,11 +319,11 @@ def health_by_step(run: Run) -> list[go.Figure]:
 
 def kl_profile(run: Run) -> go.Figure | None:
     """Which denoising steps the policy has moved, at each evaluation."""
-    steps = run.config["num_steps"]
-    if "kl/step_0" not in run.evaluations[-1]:
+    steps = sum(key.startswith("kl/step_") for key in run.evaluations[-1])
+    if not steps:
         return None
     z = [[row[f"kl/step_{k}"] for row in run.evaluations] for k in range(steps)]
-    heat = go.Heatmap(z=z, x=run.queries, y=list(range(steps)), colorscale="Viridis", colorbar={"title": "nats"})
+    heat = go.Heatmap(z=z, x=shown_places(run), y=list(range(steps)), colorscale="Viridis", colorbar={"title": "nats"})
     figure = go.Figure(heat)
     figure.update_yaxes(autorange="reversed")
-    return styled(figure, xaxis_title="reward queries [images]", yaxis_title="denoising step", hovermode="closest")
+    return styled(figure, xaxis_title=run.axis.title, yaxis_title="denoising step", hovermode="closest")

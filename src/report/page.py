@@ -69,6 +69,9 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
             _fit_table(runs),
         ),
         _section(
+            "Reward over diversity", figures.diversity_frontier(runs) if any(r.is_frontier for r in runs) else [], ""
+        ),
+        _section(
             "Cross-reward matrix",
             [figures.cross_reward_matrix(runs)],
             "Gain at the end, base sd, and its 95% interval: over prompts, or of several runs a t interval over them. "
@@ -113,6 +116,7 @@ def _one(run: Run) -> dict[str, Any]:
     return {
         "label": run.label,
         "folder": str(run.folder),
+        "notes": _notes(run),
         "curves": _html(figures.reward_curves(run)),
         "profile": _html(profile) if profile else None,
         "health": [_html(figure) for figure in health],
@@ -125,6 +129,23 @@ def _one(run: Run) -> dict[str, Any]:
         "hacks": _picture(hacks) if hacks.exists() else None,
         "config": sorted(flat(run.config).items()),
     }
+
+
+def _notes(run: Run) -> list[str]:
+    """What the figures do not say of themselves."""
+    last, notes = run.evaluations[-1], []
+    if "eval/joint_domination" in last:
+        up, down = last["eval/joint_domination"], last["eval/joint_collapse"]
+        notes.append(
+            f"Better than the base's under all rewards at once: {up:.0%} of the pictures; worse under all: {down:.0%}."
+        )
+    if "kl/trajectory" not in last:
+        notes.append("No KL: at eta 0 a step has no density, so that there is no distance from the base to tell.")
+    if run.layout == "checkpoints":
+        notes.append(
+            "The axis has the numbers of the checkpoints; how many images they were trained on is not known here."
+        )
+    return notes
 
 
 def _reward_row(run: Run, name: str) -> dict[str, Any]:
@@ -142,6 +163,7 @@ def _grids(run: Run) -> list[tuple[Path, str]]:
     rows = {row["iteration"]: row for row in run.evaluations if row["iteration"] in by_iteration}
     if not rows:
         return []
+    captions = dict(zip((row["iteration"] for row in run.evaluations), figures.captions(run), strict=True))
     iterations = sorted(rows)
     spread = {iterations[round(k * (len(iterations) - 1) / (MAX_GRIDS - 2))] for k in range(MAX_GRIDS - 1)}
     best = max(iterations, key=lambda i: rows[i].get("eval/gold/gain", 0.0))
@@ -151,7 +173,7 @@ def _grids(run: Run) -> list[tuple[Path, str]]:
         gains = ", ".join(
             f"{name} {row[f'eval/{name}/gain']:+.2f}" for name in run.rewards if f"eval/{name}/gain" in row
         )
-        chosen.append((by_iteration[i], f"{row['reward_queries']:,} queries: {gains}"))
+        chosen.append((by_iteration[i], f"{captions[i]}: {gains}"))
     return chosen
 
 
@@ -174,7 +196,7 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
     for run in runs:
         watch = (run.config.get("callbacks") or {}).get("watch") or {}
         rule = {key: watch[key] for key in ("signal", "margin", "patience", "keep") if key in watch}
-        found = detect(run, **rule) if watch else None
+        found = detect(run, **rule) if watch and not run.is_frontier else None
         if found is None:
             continue
         told = "-" if found.alarm is None else f"{found.alarm:,}"

@@ -27,6 +27,24 @@ IGNORED = (
 )  # say nothing about the experiment
 
 
+@dataclass(frozen=True)
+class Axis:
+    """What the evaluations of a run are laid out over."""
+
+    title: str
+    at: str  # of a value, in a sentence
+    first: str  # of the base, likewise
+
+
+AXES = {
+    "queries": Axis("reward queries [images]", "at {:,} queries", "before training"),
+    "checkpoints": Axis("number of the checkpoint", "at checkpoint {:,}", "before training"),
+    "scale": Axis("scale, share of what fine-tuning changed", "at scale {:g}", "at scale 0"),
+    "aig": Axis("p of annealed importance guidance, 0 is the tuned model", "at p = {:g}", "without it"),
+    "best_of_n": Axis("n, base samples to choose from", "at the best of {:,}", "without a choice"),
+}
+
+
 @dataclass
 class Run:
     """One run folder, read."""
@@ -100,6 +118,34 @@ class Run:
         return self.config.get("task") == "best_of_n"
 
     @property
+    def layout(self) -> str:
+        """A key of AXES."""
+        if self.config.get("task") != "evaluate":
+            return "best_of_n" if self.is_best_of_n else "queries"
+        for key in ("aig", "scale"):
+            if len({row[f"policy/{key}"] for row in self.evaluations[1:] if f"policy/{key}" in row}) > 1:
+                return key
+        return "checkpoints" if "policy/checkpoint" in self.evaluations[-1] else "queries"
+
+    @property
+    def axis(self) -> Axis:
+        return AXES[self.layout]
+
+    @property
+    def is_frontier(self) -> bool:
+        """Whether it looks at one checkpoint by degrees."""
+        return self.layout in ("scale", "aig")
+
+    @property
+    def places(self) -> list[int | float]:
+        """Of the evaluations on the axis; nan where they have none."""
+        return self.series(f"policy/{self.layout}") if self.is_frontier else list(self.queries)
+
+    def told(self, k: int) -> str:
+        """Where the k-th evaluation stands, in a sentence."""
+        return self.axis.first if k == 0 else self.axis.at.format(self.places[k])
+
+    @property
     def queries(self) -> list[int]:
         return [row["reward_queries"] for row in self.evaluations]
 
@@ -109,10 +155,16 @@ def choice_among(config: dict[str, Any], reward: str) -> dict[str, Any]:
     chooser = config["suite"]["rewards"][reward]
     return {
         "base": [config["policy"].get(key) for key in ("path", "revision")],
-        "sampling": [config["policy"].get(key) for key in ("num_steps", "eta", "guidance")],
+        "sampling": [_sampled(config, key) for key in ("num_steps", "eta", "guidance")],
         "prompts": config["prompts"],
         "reward": [chooser.get(key) for key in ("_target_", "path")],
     }
+
+
+def _sampled(config: dict[str, Any], key: str) -> Any:
+    """How pictures are sampled for evaluation."""
+    other = (config.get("evaluation") or {}).get(key)
+    return config["policy"].get(key) if other is None else other
 
 
 def find_runs(paths: Iterable[str]) -> list[Run]:
@@ -193,25 +245,40 @@ def differences(runs: list[Run]) -> list[str]:
 
 def headline(run: Run, judge: str = "gold") -> str:
     """The outcome in one sentence of plain words."""
-    last, queries = run.evaluations[-1], run.evaluations[-1]["reward_queries"]
+    last = run.evaluations[-1]
     proxy = last.get(f"eval/{run.trained}/gain")
     if proxy is None:
         return f"The base's pictures do not differ in the trained reward ({run.trained}): it has no gain to tell."
     if len(run.evaluations) == 1:
         return f"Only the base model has been evaluated so far; training on {run.trained} has yet to move it."
-    verb = "rose" if proxy >= 0 else "fell"
-    start = f"In {queries:,} reward queries the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
-    base, at = "before training", "at {:,} queries"
-    if run.is_best_of_n:
-        start = f"Choosing the best of up to {queries:,} base samples by {run.trained} raised it by {proxy:.1f} base sd"
-        base, at = "without a choice", "at the best of {:,}"
+    start, gains = _outset(run, proxy), run.series(f"eval/{judge}/gain")
     if f"eval/{judge}/gain" not in last:
         return f"{start}; this suite has no {judge} judge to say what became of the truth."
-    gains = run.series(f"eval/{judge}/gain")
+    if run.is_frontier:
+        return f"{start}; {judge} is highest {_highest(run, gains)}."
     peak = max(range(len(gains)), key=lambda k: gains[k])
     lost = gains[peak] - gains[-1]
     if peak == len(gains) - 1:
         with_it = "rose with it" if proxy >= 0 else "rose nevertheless"
         return f"{start}; {judge} {with_it} to {gains[-1]:+.1f} and has not fallen yet."
-    where = f"was highest {base}" if peak == 0 else f"peaked {at.format(run.queries[peak])} ({gains[peak]:+.2f})"
+    where = f"was highest {run.told(0)}" if peak == 0 else f"peaked {run.told(peak)} ({gains[peak]:+.2f})"
     return f"{start}; {judge} {where} and had lost {lost:.1f} base sd at the end."
+
+
+def _outset(run: Run, proxy: float | int) -> str:
+    """What became of the trained reward, by how the run is laid out."""
+    verb, queries = "rose" if proxy >= 0 else "fell", run.evaluations[-1]["reward_queries"]
+    if run.is_best_of_n:
+        return f"Choosing the best of up to {queries:,} base samples by {run.trained} raised it by {proxy:.1f} base sd"
+    if run.is_frontier:
+        gains = run.series(f"eval/{run.trained}/gain")
+        return f"Of these weights the trained reward ({run.trained}) is highest {_highest(run, gains)}"
+    if run.layout == "checkpoints":
+        by = f"By checkpoint {queries:,}" if len(run.evaluations) > 2 else "In these weights"
+        return f"{by} the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
+    return f"In {queries:,} reward queries the trained reward ({run.trained}) {verb} by {abs(proxy):.1f} base sd"
+
+
+def _highest(run: Run, gains: list[float | int]) -> str:
+    k = max(range(len(gains)), key=lambda k: gains[k])
+    return f"{run.told(k)} ({gains[k]:+.2f})"

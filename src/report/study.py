@@ -46,7 +46,7 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
     later_half = run.iterations[len(run.iterations) // 2 :]
     found: dict[str, float | int | None] = {
         "reward_queries": last["reward_queries"],
-        "optimizer_steps": run.iterations[-1]["optimizer_steps"],
+        "optimizer_steps": _first(run.iterations[-1:], "optimizer_steps"),
         "proxy_end": proxy[-1],
         "gold_end": gold[-1],
         "gold_peak": gold[peak],
@@ -55,10 +55,10 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
         "held_out_gold_end": last.get(f"held_out/{JUDGE}/gain"),
         "cross_end": cross[-1],
         "top1_end": last.get("eval/classifier_top1/mean"),
-        "kl_end": last["kl/trajectory"],
+        "kl_end": last.get("kl/trajectory", float("nan")),
         "vendi_end": last["pictures/vendi"],
         "explained_variance": _mean(later_half, "critic/explained_variance"),
-        "dormant_first": run.iterations[0].get("neurons/dormant_0"),
+        "dormant_first": _first(run.iterations, "neurons/dormant_0"),
         "dormant": _mean(later_half, "neurons/dormant_0"),
         "dormant_0.025": _mean(later_half, "neurons/dormant_0.025"),
         "dormant_0.1": _mean(later_half, "neurons/dormant_0.1"),
@@ -80,6 +80,8 @@ def recovery(run: Run) -> dict[str, float]:
     """
     rows = [row for row in run.iterations if "critic/explained_variance" in row]
     explained = [row["critic/explained_variance"] for row in rows]
+    if not rows:
+        return dict.fromkeys(("reset_dip", "recovery", "recovered"), float("nan"))
     every = run.config["reset"].get("every", 10)
     due = [k for k in range(every - 1, len(rows), every) if 2 <= k < len(rows) - 1]
     resets = any(row.get("reset/share") for row in rows)
@@ -92,6 +94,11 @@ def recovery(run: Run) -> dict[str, float]:
         found.append((before - after[0], back or len(after), back is not None))
     means = np.mean(found, axis=0) if found else [float("nan")] * 3
     return {name: float(value) for name, value in zip(("reset_dip", "recovery", "recovered"), means, strict=True)}
+
+
+def _first(rows: list[dict[str, Any]], key: str) -> float | int | None:
+    """None where weights of others were evaluated, of which no iteration is known."""
+    return rows[0].get(key) if rows else None
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:

@@ -8,7 +8,6 @@ import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.table import Table
 
 from src.callbacks.checkpoints import harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
@@ -23,6 +22,7 @@ from src.runs.folder import open_run_dir, versions, weights_in, write_json
 from src.runs.resuming import command_to_resume
 from src.screen import show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer, trainer_faults
+from src.tasks.outcome import kl_sentence, outcome_table
 from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
 from src.texts import warn_of_cut
 
@@ -46,7 +46,11 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
         raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
     evaluation = build(cfg["evaluation"], _partial_=True)(
-        run_dir=str(folder), rewards=rewards | judges, prompts=prompts, judge=next(iter(judges), None)
+        run_dir=str(folder),
+        rewards=rewards | judges,
+        prompts=prompts,
+        judge=next(iter(judges), None),
+        judges=list(judges),
     )
     callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
     path = folder / "checkpoints" / "last.ckpt"
@@ -157,29 +161,12 @@ def summarise(
 
 def print_summary(summary: dict[str, Any]) -> None:
     final = summary["final"]
-    table = Table(title=f"{summary['experiment']} after {summary['reward_queries']} reward queries")
-    for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
-        table.add_column(column, justify="right")
-    for key in final:
-        if key.startswith("eval/") and key.endswith("/gain"):
-            name = key.split("/")[1]
-            measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
-            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}  # all, where there is a gain
-            held_out = final.get(f"held_out/{name}/gain")
-            table.add_row(
-                f"{name} (trained)" if name == summary["train_reward"] else name,
-                f"{value['mean']:.3f}",
-                f"{value['gain']:+.2f}",
-                f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}",
-                f"{value['below_peak']:.2f}",
-                f"{value['win_rate']:.2f}",
-                "-" if held_out is None else f"{held_out:+.2f}",
-            )
-    show(table)
+    title = f"{summary['experiment']} after {summary['reward_queries']} reward queries"
+    show(outcome_table(final, summary["train_reward"], title))
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
         f"({summary['iterations_per_minute']:.1f} iterations a minute): {shares}; "
         f"evaluation, logging and checkpoints took {summary['overhead_of_this_session']:.0%} of the time; "
-        f"KL from the base {final['kl/trajectory']:.1f} nats"
+        f"{kl_sentence(final)}"
     )

@@ -1,0 +1,125 @@
+"""What an evaluation of weights goes through: the checkpoints of a series by number, or one of them by degrees."""
+
+import glob
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+from src.files import user_path
+from src.policy.weights import Weights, recognise
+
+NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: weights, how much of them is used, and where it stands on the x-axis."""
+
+    weights: Weights
+    at: int
+    scale: float = 1.0
+    aig: float | None = None
+    counted: bool = False  # whether `at` are reward queries, and not a number
+
+    @property
+    def label(self) -> str:
+        used = (
+            f" at aig {self.aig:g}" if self.aig is not None else f" at scale {self.scale:g}" if self.scale != 1 else ""
+        )
+        return f"{self.weights.path}{used}"
+
+
+def points_of(cfg: dict[str, Any]) -> list[Point]:
+    """Of a checked configuration, in the order of evaluation.
+
+    Raises UserError where there are no weights, a number is missing, or several weights meet several degrees.
+    """
+    weights = [recognise(path) for path in paths_of(cfg["weights"])]
+    scales, powers = numbers(cfg["scale"], "scale"), numbers(cfg["aig"], "aig")
+    if (len(scales) > 1 and powers) or (len(weights) > 1 and max(len(scales), len(powers)) > 1):
+        raise UserError("a frontier has one checkpoint and either scale= or aig=; evaluate the others by themselves.")
+    if any(power < 0 for power in powers):
+        raise UserError(f"aig={cfg['aig']}: powers must not be negative; 0 is the tuned model, inf the base.")
+    where, counted = places(weights, cfg)
+    ordered = sorted(zip(where, weights, strict=True), key=lambda pair: pair[0])
+    degrees = [(scale, power) for scale in scales or [1.0] for power in powers or [None]]
+    return [Point(found, at, scale, power, counted) for at, found in ordered for scale, power in degrees]
+
+
+def paths_of(given: Any) -> list[str]:
+    """Of a path, a pattern, a list, a hub id, or a folder of numbered checkpoints. Raises UserError on none."""
+    if isinstance(given, list):
+        if not given or not all(isinstance(path, str) for path in given):
+            raise UserError(f"weights={given}: give paths.")
+        return given
+    if not isinstance(given, str) or not given:
+        raise UserError("task=evaluate needs weights=: a path, a pattern such as 'ckpts/checkpoint-*', or a hub id.")
+    if glob.has_magic(given) and not Path(given).exists():
+        found = sorted(glob.glob(str(user_path(given))))  # noqa: PTH207 (absolute patterns too)
+        if not found:
+            raise UserError(f"weights={given}: nothing has such a name.")
+        return found
+    folder = user_path(given)
+    numbered = sorted(str(child) for child in folder.glob("checkpoint[-_]*") if child.name[11:].isdigit())
+    holds_more = any(any(folder.glob(name)) for name in ("*.safetensors", "config.yaml", "model_index.json", "unet"))
+    return numbered if numbered and not holds_more else [given]
+
+
+def places(weights: Sequence[Weights], cfg: dict[str, Any]) -> tuple[list[int], bool]:
+    """Where each stands on the x-axis: its reward queries where they are known, else its number; and which it is.
+
+    The number is of `steps`, or the one by which the names differ. Raises UserError on several without one.
+    """
+    known = [queries_of(Path(found.path)) for found in weights]
+    if cfg["steps"] is None and all(k is not None for k in known) and len(set(known)) == len(known):
+        return [int(k) for k in known if k is not None], True
+    steps = cfg["steps"] or names_numbers([found.path for found in weights])
+    if len(steps) != len(weights) or len(set(steps)) < len(steps):
+        raise UserError(f"steps={steps}: {len(weights)} checkpoints need as many numbers, each another one.")
+    factor = cfg["queries_per_step"]
+    return [step if factor is None else round(step * factor) for step in steps], factor is not None
+
+
+def queries_of(path: Path) -> int | None:
+    """Reward queries behind weights of ours: best/ tells them in at.json, a run in summary.json; else None."""
+    for file in (path / "at.json", path / "summary.json", path.parent / "at.json", path.parent / "summary.json"):
+        if file.is_file():
+            try:
+                return json.loads(file.read_bytes()).get("reward_queries")
+            except ValueError:
+                return None
+    return None
+
+
+def names_numbers(paths: Sequence[str]) -> list[int]:
+    """The one number by which these names differ; of a single name its last, or 1.
+
+    Raises UserError where the names differ by more, or by no number.
+    """
+    if len(paths) == 1:
+        found = NUMBER.findall(Path(paths[0]).name) or NUMBER.findall(Path(paths[0]).parent.name)
+        return [int(found[-1])] if found else [1]
+    columns = list(zip(*(NUMBER.findall(path) for path in paths), strict=False))
+    differing = [column for column in columns if len(set(column)) > 1]
+    if len({NUMBER.sub("#", path) for path in paths}) > 1 or len(differing) != 1:
+        raise UserError(
+            f"weights: no one number tells the order of {paths[0]} and {paths[1]}; give steps=[...], one for each."
+        )
+    return [int(number) for number in differing[0]]
+
+
+def numbers(given: Any, option: str) -> list[float]:
+    """Of a number, a list, or words divided by commas. Raises UserError on anything else."""
+    values = [] if given is None else given if isinstance(given, list) else str(given).split(",")
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option}={given}: give numbers, such as {option}=0,0.5,1.") from error
+    if any(math.isnan(value) for value in found) or len(set(found)) < len(found):
+        raise UserError(f"{option}={given}: give different numbers.")
+    return found

@@ -1,0 +1,34 @@
+"""What an evaluation says, on the screen."""
+
+from rich.table import Table
+
+Row = dict[str, float | int]
+
+
+def outcome_table(final: Row, trained: str, title: str) -> Table:
+    """A row for each reward that has a gain."""
+    table = Table(title=title)
+    for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
+        table.add_column(column, justify="right")
+    for key in final:
+        if key.startswith("eval/") and key.endswith("/gain"):
+            name = key.split("/")[1]
+            measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
+            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}  # all, where there is a gain
+            held_out = final.get(f"held_out/{name}/gain")
+            table.add_row(
+                f"{name} (trained)" if name == trained else name,
+                f"{value['mean']:.3f}",
+                f"{value['gain']:+.2f}",
+                f"{value['gain_low']:+.2f} .. {value['gain_high']:+.2f}",
+                f"{value['below_peak']:.2f}",
+                f"{value['win_rate']:.2f}",
+                "-" if held_out is None else f"{held_out:+.2f}",
+            )
+    return table
+
+
+def kl_sentence(final: Row) -> str:
+    if "kl/trajectory" not in final:
+        return "no KL from the base: a step without noise has no density"
+    return f"KL from the base {final['kl/trajectory']:.1f} nats"
