@@ -1,0 +1,66 @@
+"""A screen that is gone, closed, or knows few characters stops no run."""
+
+import functools
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.screen import survive_its_end
+from tests.conftest import TINY, rows_of
+from tests.forked import call_forked, started
+
+
+def nobody_reads(*descriptors: int) -> None:
+    """As `| head -1` leaves a pipe once it has its line."""
+    for descriptor in descriptors:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, descriptor)
+
+
+@pytest.mark.parametrize("descriptors", [(1,), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_a_run_whose_screen_is_gone_goes_on(descriptors, tmp_path):
+    folder = tmp_path / "run"
+    process = started([*TINY, f"run_dir={folder}"], tmp_path, functools.partial(nobody_reads, *descriptors))
+    process.join(300)
+    assert process.exitcode == 0 and (tmp_path / "err").read_text() == ""
+    assert len(rows_of(folder, "iteration")) == 2 and (folder / "report.html").exists()
+
+
+def closed(folder: Path) -> None:
+    """All three descriptors, as `<&- >&- 2>&-` leaves them."""
+    sys.stdout = sys.stderr = None
+    os.closerange(0, 3)
+    survive_its_end()
+    print("lost", flush=True)
+    with (folder / "file").open("w") as file:
+        file.write(str(file.fileno() > 2))
+
+
+def test_a_closed_descriptor_is_not_the_next_files(tmp_path):
+    assert call_forked(closed, tmp_path).returncode == 0
+    assert (tmp_path / "file").read_text() == "True"
+
+
+def latin() -> None:
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb"), "latin-1")
+    survive_its_end()
+    print("größer ± 猫")
+
+
+def test_a_character_that_the_screen_lacks_is_told_by_number():
+    done = call_forked(latin)
+    assert done.returncode == 0 and done.stdout.encode() == b"x"
+
+
+def full() -> None:
+    sys.stdout = open("/dev/full", "w")  # noqa: PTH123, SIM115
+    survive_its_end()
+    print("lost", flush=True)
+
+
+def test_a_full_disk_below_the_screen_is_no_end_of_the_screen():
+    assert "No space left" in call_forked(full).stderr
