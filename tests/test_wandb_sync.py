@@ -48,8 +48,9 @@ def server(monkeypatch):
 
 def sync(folder: Path, server: WandbServer) -> StoredRun:
     """What README tells to do; returns the only run that the server then has."""
-    command = [sys.executable, "-m", "wandb", "sync", f"{folder}/wandb"]
-    done = subprocess.run(command, env=os.environ | server.environment(), capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "wandb", "sync", "wandb"]
+    here = {"env": os.environ | server.environment(), "cwd": folder}
+    done = subprocess.run(command, **here, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
     (run,) = server.runs.values()
     return run
@@ -151,7 +152,7 @@ def test_an_unreachable_server_leaves_a_session_unsent(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3)
-    assert not tracker._send(sessions(folder)) and tracker._send([])
+    assert not tracker._send(folder, sessions(folder)) and tracker._send(folder, [])
 
 
 def test_what_a_kill_may_leave_of_the_file(tmp_path, server):

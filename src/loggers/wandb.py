@@ -92,7 +92,7 @@ def make_wandb_logger(
     _keep_files_in(run_dir)
     removed = (run_dir / "wandb_id.txt").exists() and not sessions(run_dir)  # by the user: it has been sent
     earlier = _mend(sessions(run_dir), resumed_at)
-    if mode == "online" and not _send(earlier):
+    if mode == "online" and not _send(run_dir, earlier):
         print("W&B has not taken what earlier sessions of the run logged offline; this one stays offline, too.")
         mode = "offline"
     options: dict[str, Any] = {
@@ -158,13 +158,19 @@ def _mend(earlier: list[Session], resumed_at: int | None) -> list[Session]:
     return left
 
 
-def _send(earlier: list[Session]) -> bool:
+def _send(run_dir: Path, earlier: list[Session]) -> bool:
     """Uploads what earlier sessions have logged offline, before an online one adds to it; whether that went well."""
     waiting = [session for session in earlier if not session.sent]
     if waiting:
         command = [sys.executable, "-m", "wandb", "sync", *(str(session.file.parent) for session in waiting)]
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=FINISH_TIMEOUT)
+            subprocess.run(
+                command,
+                env=os.environ | {"WANDB_DIR": str(run_dir)},  # where it writes down what it does
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=FINISH_TIMEOUT,
+            )
     return all(session.sent for session in waiting)
 
 
