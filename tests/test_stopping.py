@@ -173,6 +173,7 @@ iterating = functools.partial(functools.partial, iteration)
 SIGNALLED = {  # what happens, which signal is said to wait, and what becomes of it
     "nothing": (iterating(), "", "kept\nended\n"),
     "SIGTERM": (iterating(TERM), "SIGTERM", "kept\nstopped by SIGTERM\n"),
+    "a scheduler warns": (iterating(signal.SIGUSR1), "SIGUSR1", "kept\nstopped by SIGUSR1\n"),
     "the terminal goes": (iterating(HUP), "SIGHUP", "kept\nstopped by SIGHUP\n"),
     "Ctrl-C waits for nothing": (iterating(INT), "", "stopped by SIGINT\n"),
     "the same twice at once is one": (iterating(TERM, TERM), "SIGTERM", "kept\nstopped by SIGTERM\n"),

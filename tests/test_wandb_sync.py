@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,37 @@ def test_a_killed_online_session_may_have_more_than_the_server(tmp_path):
     assert tracker._sync_command(Path("a b"), [killed, ended]) == "wandb sync 'a b/wandb'"
     online = Session(killed.file.parent.rename(tmp_path / "run-1-abc") / killed.file.name)
     assert tracker._sync_command(Path("run"), [online, ended]) == "wandb sync --include-online run/wandb"
+
+
+def ended_in_a_hurry(folder: Path) -> None:
+    logger = tracker.make_wandb_logger(folder, "p", "online", "g", [], {})
+    logger.log_metrics({"kind": "iteration", "iteration": 1})
+    (folder / "silent").touch()
+    time.sleep(0.5)
+    start = time.monotonic()
+    tracker.finish(143, in_a_hurry=True)
+    print(f"{time.monotonic() - start:.0f}")
+
+
+def test_a_server_that_answers_no_more_does_not_keep_a_run_that_is_told_to_stop(tmp_path, server, monkeypatch):
+    for key, value in server.environment().items():
+        monkeypatch.setenv(key, value)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    threading.Thread(target=fall_silent, args=(server, folder / "silent", released := threading.Event())).start()
+    start = time.monotonic()
+    done = call_forked(ended_in_a_hurry, folder)
+    released.set()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+    assert time.monotonic() - start < 30
+    assert list(sessions(folder)[0].rows().values()) == [("iteration", 1)]
+
+
+def fall_silent(server: WandbServer, when: Path, until: threading.Event) -> None:
+    while not when.exists():
+        time.sleep(0.05)
+    with server.lock:
+        until.wait(60)
 
 
 def test_an_id_that_was_lost_is_found_again(tmp_path):
