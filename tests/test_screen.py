@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from src.screen import survive_its_end
+from src.screen import show, survive_its_end
 from tests.conftest import TINY, rows_of
 from tests.forked import call_forked, started
 
@@ -22,10 +24,26 @@ def nobody_reads(*descriptors: int) -> None:
         setattr(sys, ("stdout", "stderr")[descriptor - 1], os.fdopen(descriptor, "w", closefd=False))
 
 
-@pytest.mark.parametrize("descriptors", [(1,), pytest.param((1, 2), marks=pytest.mark.slow)])
-def test_a_run_whose_screen_is_gone_goes_on(descriptors, tmp_path):
+def printing() -> None:
+    nobody_reads(1, 2)
+    survive_its_end()
+    for stream in (sys.stdout, sys.stderr):
+        print("lost", file=stream, flush=True)
+        print("lost in the end", file=stream)
+    show(Table("lost"))
+    Console().print("lost")
+    os.write(1, b"lost")
+    sys.exit(7)
+
+
+def test_what_nobody_reads_is_lost():
+    assert call_forked(printing).returncode == 7
+
+
+@pytest.mark.slow
+def test_a_run_whose_screen_is_gone_goes_on(tmp_path):
     folder = tmp_path / "run"
-    process = started([*TINY, f"run_dir={folder}"], tmp_path, functools.partial(nobody_reads, *descriptors))
+    process = started([*TINY, f"run_dir={folder}"], tmp_path, functools.partial(nobody_reads, 1))
     process.join(300)
     assert process.exitcode == 0 and (tmp_path / "err").read_text() == ""
     assert len(rows_of(folder, "iteration")) == 2 and (folder / "report.html").exists()

@@ -255,9 +255,6 @@ def test_a_stopped_sweep_begins_no_other_job(tmp_path, four_prompts):
     out = (tmp_path / "told" / "out").read_text()
     assert ": stopped by SIGTERM; the same command goes on with it." in out and "0 of 1 jobs" in out
     assert "report:" not in out and not list(root.glob("jobs/*traceback*"))
-    done = run_forked(*command)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert outcomes(root) == {"seed=1": "resumed", "seed=2": "done"}
 
 
 @pytest.mark.slow
