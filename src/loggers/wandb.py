@@ -20,7 +20,7 @@ from typing import Any, Literal
 import wandb
 import wandb.env
 import wandb.errors
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
@@ -113,6 +113,13 @@ def make_wandb_logger(
     for row in rows if not removed else ():
         logger.log_metrics(row, step=row["iteration"])
     return logger
+
+
+def tell_how_to_send(loggers: Sequence[Logger]) -> None:
+    """Prints the command that uploads a run which was logged offline."""
+    for logger in loggers:
+        if isinstance(logger, RunLogger) and logger.command:
+            print(f"W&B: logged offline; to send it: {logger.command}")
 
 
 def finish(exit_code: int, in_a_hurry: bool) -> None:
