@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -33,7 +34,8 @@ def survive_its_end() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # of what has been printed before
+                stream.reconfigure(errors="backslashreplace")
         if stream is not None and not isinstance(stream, _Lasting):
             setattr(sys, name, _Lasting(stream))
 

@@ -1,5 +1,5 @@
 """Signals that tell a command to stop: SIGINT (Ctrl-C), SIGTERM (schedulers, containers, `timeout`), SIGHUP (a terminal
-that is gone).
+that is gone), and those that schedulers send ahead of a limit.
 
 Where stopping loses nothing the command stops at once, by an exception. A training iteration is finished first, so that
 it can be kept, unless that takes longer than GRACE, or the signal comes again; Ctrl-C never waits. The exit code is 128
@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # of Slurm (--signal), Grid Engine (-notify), and LSF
 GRACE = 20.0  # s for the iteration; Slurm and Kubernetes kill 30 s after they have asked
 ECHO = 2.0  # s in which a signal that comes again is the same: `timeout` sends one to its child and one to its group
 AGAIN = 5.0  # s after which an exception that something has swallowed is raised anew
@@ -56,14 +57,16 @@ def listen(whoever_did: bool = False) -> None:
     """Handles the signals that this process does not ignore (as `nohup` asks for) or handle already.
 
     Args:
-        whoever_did: in place of other handlers, too, and of ignoring SIGINT, as Ray's workers do.
+        whoever_did: in place of other handlers, too, and of ignoring SIGINT, as Ray's workers do; the schedulers'
+            warnings excepted, which submitit answers by itself.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for signum in SIGNALS:
+    for signum in (*SIGNALS, *WARNINGS):
         before = signal.getsignal(signum)
-        ours = before in (signal.SIG_DFL, signal.default_int_handler)
-        if ours or (whoever_did and (before != signal.SIG_IGN or signum == signal.SIGINT)):
+        free = before in (signal.SIG_DFL, signal.default_int_handler)
+        taken = whoever_did and signum in SIGNALS and (before != signal.SIG_IGN or signum == signal.SIGINT)
+        if free or taken:
             signal.signal(signum, _on_signal)
     signal.signal(signal.SIGALRM, _on_alarm)
 

@@ -7,6 +7,8 @@ from wandb_workspaces.workspaces import internal
 from src.dashboard import main, make_report, make_workspace, sections, suite_rewards
 from src.errors import UserError
 from src.metrics.glossary import lookup
+from tests.forked import call_forked
+from tests.wandb_server import wandb_server
 
 REWARDS, JUDGES = ["hps", "pickscore"], ["gold"]
 
@@ -48,6 +50,35 @@ def test_workspace_and_report_hold_the_same_panels():
     grids = [block for block in report.blocks if hasattr(block, "panels")]
     assert [len(grid.panels) for grid in grids] == [len(section.panels) for section in workspace.sections]
     assert all(panel._to_model() for grid in grids for panel in grid.panels)
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_a_server_takes_it(report, monkeypatch, tmp_path):
+    """As W&B's own package sends it, to a server on this machine that keeps it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with wandb_server() as server:
+        for key, value in server.environment().items():
+            monkeypatch.setenv(key, value)
+        done = call_forked(main, ["--entity", "team", *(["--report"] if report else [])])
+    assert done.returncode == 0, done.stderr
+    assert f"dashboard: {server.url}/team/overopt" in done.stdout and not server.unknown
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"]) == ("team", "overopt")
+    assert view["displayName"] == "Reward overoptimization" and view["type"] == ("runs" if report else "project-view")
+    shown = view["spec"]
+    assert all(
+        title in shown for title in ("gold: KL frontier", "Where the reward was hacked worst", *sections([], []))
+    )
+
+
+def test_a_server_that_does_not_take_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with wandb_server() as server:
+        for key, value in server.environment().items():
+            monkeypatch.setenv(key, value)
+        server.refused.add("UpsertView2")
+        done = call_forked(main, ["--entity", "team"])
+    assert done.returncode == 1 and "UserError: W&B would not take it (" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from src.loggers.wandb_files import sessions
 from tests.conftest import LONGER, rows_of
 from tests.forked import run_forked, started
 
@@ -66,13 +67,15 @@ def _lines(folder: Path) -> list[str]:
 @pytest.mark.parametrize("moment", ["best.partial", "checkpoints/last.partial", "row 6"])
 def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     folder = tmp_path / "killed"
-    kill_at(folder, moment, [*LONGER, f"run_dir={folder}"])
+    kill_at(folder, moment, [*LONGER, "logger.mode=offline", f"run_dir={folder}"])
     assert (folder / "checkpoints/last.ckpt").exists() or not moment.startswith("row")
     resumed = run_forked(f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert timeless(folder) == timeless(finished)
     assert same(final_state(folder), final_state(finished))
     assert kept_by_the_watch(folder) == kept_by_the_watch(finished)
+    sent = [row for session in sessions(folder) for row in session.rows().values()]
+    assert sent == [(row["kind"], row["iteration"]) for row in rows_of(folder)]  # each once, in order
 
 
 def test_lora_and_the_resets_of_its_ranks_go_on_too(tmp_path):

@@ -138,6 +138,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, finis
     done = run_command(f"resume={folder}", "iterations=8", preexec_fn=limit)
     assert done.returncode == 2
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert f"make room, then python -m src.run resume={folder} goes on from the last checkpoint." in done.stderr
     assert (folder / "checkpoints/last.ckpt").read_bytes() == before
 
 

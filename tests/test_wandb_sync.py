@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def server(monkeypatch):
 
 def sync(folder: Path, server: WandbServer) -> StoredRun:
     """What README tells to do; returns the only run that the server then has."""
-    command = [sys.executable, "-m", "wandb", "sync", f"{folder}/wandb"]
-    done = subprocess.run(command, env=os.environ | server.environment(), capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "wandb", "sync", "wandb"]
+    here = {"env": os.environ | server.environment(), "cwd": folder}
+    done = subprocess.run(command, **here, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
     (run,) = server.runs.values()
     return run
@@ -66,6 +68,7 @@ def assert_every_row_once(run: StoredRun, folder: Path) -> None:
     assert [row["_step"] for row in run.history] == list(range(len(run.history)))
 
 
+@pytest.mark.slow
 def test_killed_resumed_and_synced(tmp_path, server):
     """Between the evaluation after iteration 2 and the watch's look at it, with a checkpoint of iteration 1."""
     folder = tmp_path / "run"
@@ -111,26 +114,33 @@ def session(folder: Path, mode: str, resumed_at: int, last: int, kill: bool = Fa
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("modes", ["offline offline offline", "offline online online"])
-def test_two_kills_and_an_end(modes, tmp_path, server, monkeypatch):
-    """Checkpoints are of iterations 2 and 5; the rows of 3 and 4, and of 6, are logged twice."""
-    for key, value in server.environment().items():
-        monkeypatch.setenv(key, value)
+def test_two_kills_and_an_end(tmp_path, server):
+    """Checkpoints are of iterations 2 and 5; the rows of 3 and 4, and of 6, are logged twice.
+
+    What the first session has left is sent before it is known where the second goes on.
+    """
     folder = tmp_path / "run"
-    for mode, at, last, kill in zip(modes.split(), (0, 2, 5), (4, 6, 8), (True, True, False), strict=True):
-        session(folder, mode, at, last, kill)
-    run = sync(folder, server) if modes.endswith("offline") else next(iter(server.runs.values()))
+    session(folder, "offline", 0, 4, kill=True)
+    assert [row["iteration"] for row in sync(folder, server).history] in ([1, 2, 3], [1, 2, 3, 4])
+    session(folder, "offline", 2, 6, kill=True)
+    session(folder, "offline", 5, 8)
+    run = sync(folder, server)
     assert_every_row_once(run, folder)
     assert [row["iteration"] for row in run.history] == list(range(1, 9)) and len(server.runs) == 1
     assert run.summary["iteration"] == 8 and run.exit_codes[-1] == 0
 
 
-def test_synced_between_the_kill_and_the_resume(tmp_path, server):
+def test_offline_then_online(tmp_path, server, monkeypatch):
+    """What was logged offline is sent first; and an online session is killed, too."""
+    for key, value in server.environment().items():
+        monkeypatch.setenv(key, value)
     folder = tmp_path / "run"
     session(folder, "offline", 0, 4, kill=True)
-    assert [row["iteration"] for row in sync(folder, server).history] in ([1, 2, 3], [1, 2, 3, 4])
-    session(folder, "offline", 2, 6)
-    assert_every_row_once(sync(folder, server), folder)
+    session(folder, "online", 2, 6, kill=True)
+    session(folder, "online", 5, 8)
+    (run,) = server.runs.values()
+    assert_every_row_once(run, folder)
+    assert [row["iteration"] for row in run.history] == list(range(1, 9))
 
 
 def test_what_was_logged_without_wandb_is_sent_too(tmp_path, server):
@@ -142,7 +152,8 @@ def test_what_was_logged_without_wandb_is_sent_too(tmp_path, server):
     assert_every_row_once(sync(folder, server), folder)
     shutil.rmtree(folder / "wandb")
     session(folder, "offline", 5, 6)
-    assert [row["iteration"] for row in sync(folder, server).history] == [1, 2, 3, 4, 5, 6]
+    (left,) = sessions(folder)
+    assert list(left.rows().values()) == [("iteration", 6)]
 
 
 def test_an_unreachable_server_leaves_a_session_unsent(tmp_path, monkeypatch):
@@ -150,11 +161,11 @@ def test_an_unreachable_server_leaves_a_session_unsent(tmp_path, monkeypatch):
     session(folder, "offline", 0, 1)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3)
-    assert not tracker._send(sessions(folder)) and tracker._send([])
+    monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 2)
+    assert not tracker._send(folder, sessions(folder)) and tracker._send(folder, [])
 
 
-def test_what_a_kill_may_leave_of_the_file(tmp_path, server):
+def test_what_a_kill_may_leave_of_the_file(tmp_path):
     """Part of a record; what a file system makes of a part that never reached the disk; a bare header; nothing."""
     folder = tmp_path / "run"
     session(folder, "offline", 0, 3)
@@ -173,24 +184,52 @@ def test_what_a_kill_may_leave_of_the_file(tmp_path, server):
         assert not whole.cut(None)
     session(folder, "offline", 3, 4)
     assert not whole.file.exists()  # `wandb sync` would refuse it, and all others with it
-    assert_every_row_once(sync(folder, server), folder)
+    (only,) = sessions(folder)
+    assert list(only.rows().values()) == [("iteration", k) for k in range(1, 5)]
 
 
-def test_a_killed_online_session_may_have_more_than_the_server(tmp_path):
-    session(tmp_path / "run", "offline", 0, 1, kill=True)
-    session(tmp_path / "run", "offline", 0, 1)
-    killed, ended = sessions(tmp_path / "run")
-    assert not killed.ended and ended.ended
+def test_an_id_that_was_lost_is_found_again(tmp_path):
+    """And of an online session that was killed, the server may have less than its file."""
+    folder = tmp_path / "run"
+    session(folder, "offline", 0, 1, kill=True)
+    stored = (folder / "wandb_id.txt").read_text()
+    (folder / "wandb_id.txt").write_text("\n")
+    session(folder, "offline", 0, 1)
+    assert (folder / "wandb_id.txt").read_text() == stored
+    killed, ended = sessions(folder)
+    assert killed.file.name == ended.file.name == f"run-{stored}.wandb" and ended.ended and not killed.ended
     assert tracker._sync_command(Path("a b"), [killed, ended]) == "wandb sync 'a b/wandb'"
     online = Session(killed.file.parent.rename(tmp_path / "run-1-abc") / killed.file.name)
     assert tracker._sync_command(Path("run"), [online, ended]) == "wandb sync --include-online run/wandb"
 
 
-def test_an_id_that_was_lost_is_found_again(tmp_path):
+def ended_in_a_hurry(folder: Path) -> None:
+    logger = tracker.make_wandb_logger(folder, "p", "online", "g", [], {})
+    logger.log_metrics({"kind": "iteration", "iteration": 1})
+    tracker.HURRY = 1.0
+    (folder / "silent").touch()
+    time.sleep(0.5)
+    start = time.monotonic()
+    tracker.finish(143, in_a_hurry=True)
+    print(f"{time.monotonic() - start:.0f}")
+
+
+def test_a_server_that_answers_no_more_does_not_keep_a_run_that_is_told_to_stop(tmp_path, server, monkeypatch):
+    for key, value in server.environment().items():
+        monkeypatch.setenv(key, value)
     folder = tmp_path / "run"
-    session(folder, "offline", 0, 1)
-    stored = (folder / "wandb_id.txt").read_text()
-    (folder / "wandb_id.txt").write_text("\n")
-    session(folder, "offline", 1, 2)
-    assert (folder / "wandb_id.txt").read_text() == stored
-    assert {each.file.name for each in sessions(folder)} == {f"run-{stored}.wandb"}
+    folder.mkdir()
+    threading.Thread(target=fall_silent, args=(server, folder / "silent", released := threading.Event())).start()
+    start = time.monotonic()
+    done = call_forked(ended_in_a_hurry, folder)
+    released.set()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert time.monotonic() - start < 30
+    assert list(sessions(folder)[0].rows().values()) == [("iteration", 1)]
+
+
+def fall_silent(server: WandbServer, when: Path, until: threading.Event) -> None:
+    while not when.exists():
+        time.sleep(0.05)
+    with server.lock:
+        until.wait(60)

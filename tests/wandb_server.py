@@ -53,6 +53,7 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[tuple[str, str], StoredRun] = {}  # (project, id)
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
+        self.refused: set[str] = set()  # operations that are answered with an error
         self.unknown: list[str] = []  # operations that were asked for and are not below
         self.lock = threading.Lock()
 
@@ -69,6 +70,8 @@ class WandbServer(ThreadingHTTPServer):
     def answer(self, operation: str, variables: dict[str, Any], query: str) -> dict[str, Any]:
         with self.lock:
             method = getattr(self, f"_{operation}", None)
+            if operation in self.refused:
+                return {"data": None, "errors": [{"message": "not allowed"}]}
             if method is None:
                 self.unknown.append(f"{operation} {variables} {query}")
                 return {"data": None, "errors": [{"message": f"{operation} is not known here"}]}
@@ -222,7 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(self.server.answer(operation, asked.get("variables") or {}, asked["query"]))
         elif self.path.startswith("/files/"):
             _, _, _, project, name, _ = self.path.split("/")
-            self._stream(self.server.run(project, name), json.loads(body))
+            with self.server.lock:
+                self._stream(self.server.run(project, name), json.loads(body))
             self._reply({"limits": {}})
         else:
             self._reply({})  # telemetry

@@ -1,6 +1,7 @@
 """Jobs on Ray. Hydra's own Ray launcher brings boto3 and more, for the clusters that it rents by itself."""
 
 import os
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra_plugins.overopt.jobs import PATIENCE, JobLauncher, died, run
 from src.errors import UserError, first_line
 from src.stopping import listen
 
+AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 OBJECT_STORE_BYTES = 100 * 1024**2  # jobs exchange next to nothing; Ray would take a third of the memory
 
 
@@ -29,18 +31,13 @@ class RayLauncher(JobLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU: as anywhere else
-        import ray  # seconds; only where it is used
+        own = not self.init.get("address") and "RAY_ADDRESS" not in os.environ
+        if own and not any(key in os.environ for key in AUTHENTICATION):  # of its own key it would put a copy at home
+            os.environ |= dict(zip(AUTHENTICATION, ("token", secrets.token_hex(32)), strict=False))
+        import ray  # seconds; only where it is used, and it reads the variables
 
-        local = (
-            {} if self.init.get("address") else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        )
         if not ray.is_initialized():
-            try:
-                ray.init(**local | self.init)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(f"hydra.launcher.init: no Ray there or none like that: {first_line(error)}") from error
-            finally:
-                listen(whoever_did=True)  # Ray's own handlers end the process without a word
+            self._begin({"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if own else {})
         try:
             task = ray.remote(**self.remote)(run)
         except (TypeError, ValueError) as error:
@@ -50,6 +47,16 @@ class RayLauncher(JobLauncher):
         self.expect(job_overrides)
         with self.passing_on(lambda _: _end(jobs)):
             return [_result(job) for job in jobs]
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        import ray
+
+        try:
+            ray.init(**options | self.init)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"hydra.launcher.init: no Ray there or none like that: {first_line(error)}") from error
+        finally:
+            listen(whoever_did=True)  # Ray's own handlers end the process without a word
 
 
 def _end(jobs: list[Any]) -> None:

@@ -11,17 +11,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
 import wandb
+import wandb.env
 import wandb.errors
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from pydantic import ValidationError
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
 
@@ -31,6 +31,7 @@ from src.runs.folder import write_text
 
 INIT_TIMEOUT = 20  # s that the beginning waits, where W&B's own variable does not say otherwise
 FINISH_TIMEOUT = 120  # s that the end of a run waits for a server; what is left lies in the run folder for `wandb sync`
+HURRY = 5.0  # s that it waits where the run was told to stop, and will be killed
 FLUSH_INTERVAL = 0.05  # s until a row is in W&B's file
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 MAX_TAG, MAX_GROUP = 64, 128  # characters that W&B takes
@@ -92,7 +93,7 @@ def make_wandb_logger(
     _keep_files_in(run_dir)
     removed = (run_dir / "wandb_id.txt").exists() and not sessions(run_dir)  # by the user: it has been sent
     earlier = _mend(sessions(run_dir), resumed_at)
-    if mode == "online" and not _send(earlier):
+    if mode == "online" and not _send(run_dir, earlier):
         print("W&B has not taken what earlier sessions of the run logged offline; this one stays offline, too.")
         mode = "offline"
     options: dict[str, Any] = {
@@ -112,6 +113,28 @@ def make_wandb_logger(
     for row in rows if not removed else ():
         logger.log_metrics(row, step=row["iteration"])
     return logger
+
+
+def tell_how_to_send(loggers: Sequence[Logger]) -> None:
+    """Prints the command that uploads a run which was logged offline."""
+    for logger in loggers:
+        if isinstance(logger, RunLogger) and logger.command:
+            print(f"W&B: logged offline; to send it: {logger.command}")
+
+
+def finish(exit_code: int, in_a_hurry: bool) -> None:
+    """Ends the run of this process, if there is one. What is not sent in a hurry lies in the run folder."""
+    if not in_a_hurry:
+        wandb.finish(exit_code=exit_code)
+        return
+
+    def end() -> None:
+        with suppress(Exception):  # W&B's end when the process leaves it behind
+            wandb.finish(exit_code=exit_code)
+
+    waited_for = threading.Thread(target=end, daemon=True)
+    waited_for.start()
+    waited_for.join(HURRY)
 
 
 def _mode(asked: str) -> str:
@@ -139,7 +162,7 @@ def _keep_files_in(run_dir: Path) -> None:
     """Pictures of tables wait for their upload in the run folder; so does the rest where the home is read-only."""
     folders = {"WANDB_DATA_DIR": run_dir / "wandb"}
     try:
-        Path(platformdirs.user_cache_dir("wandb")).mkdir(parents=True, exist_ok=True)
+        wandb.env.get_cache_dir().mkdir(parents=True, exist_ok=True)
     except OSError:
         folders["WANDB_CACHE_DIR"] = run_dir / "wandb" / "cache"
     for key, folder in folders.items():
@@ -158,13 +181,19 @@ def _mend(earlier: list[Session], resumed_at: int | None) -> list[Session]:
     return left
 
 
-def _send(earlier: list[Session]) -> bool:
+def _send(run_dir: Path, earlier: list[Session]) -> bool:
     """Uploads what earlier sessions have logged offline, before an online one adds to it; whether that went well."""
     waiting = [session for session in earlier if not session.sent]
     if waiting:
         command = [sys.executable, "-m", "wandb", "sync", *(str(session.file.parent) for session in waiting)]
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=FINISH_TIMEOUT)
+            subprocess.run(
+                command,
+                env=os.environ | {"WANDB_DIR": str(run_dir)},  # where it writes down what it does
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=FINISH_TIMEOUT,
+            )
     return all(session.sent for session in waiting)
 
 
@@ -226,7 +255,7 @@ def _told() -> Iterator[None]:
         raise UserError(f"W&B's key cannot be used: {first_line(error)}; mend it, or have it offline.") from error
     except (wandb.errors.UsageError, ValueError) as error:
         said = first_line(error)
-        if isinstance(error, ValidationError):
+        if hasattr(error, "errors"):  # pydantic's
             said = "; ".join(f"{(*fault['loc'], 'settings')[0]}: {fault['msg']}" for fault in error.errors())
         raise UserError(f"W&B does not take its settings ({said}): look at logger.project and at WANDB_*.") from error
 

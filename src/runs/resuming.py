@@ -12,16 +12,17 @@ COMMAND = "python -m src.run"
 class _Here:
     """What this process is at."""
 
-    folder: Path | None = None  # of the run, or of the last one; None where nothing can go on
+    folder: Path | None = None  # of the run, or of the last one
+    resumable: bool = True
     sweep: bool = False
 
 
 _here = _Here()
 
 
-def now_at(folder: Path | None) -> None:
-    """A run begins in this folder, or goes on there; None if it leaves nothing to go on with."""
-    _here.folder = folder
+def now_at(folder: Path, resumable: bool) -> None:
+    """A run begins in this folder, or goes on there."""
+    _here.folder, _here.resumable = folder, resumable
 
 
 def now_sweeping(sweep: bool) -> None:
@@ -40,5 +41,7 @@ def how_to_go_on() -> str:
         return "the same command goes on from the last checkpoint"
     if _here.folder is None or not _here.folder.is_dir():
         return "the same command begins anew"
+    if not _here.resumable:
+        return f"the same command begins anew, and {_here.folder} stays unfinished"
     has_checkpoint = (_here.folder / "checkpoints" / "last.ckpt").exists()
     return f"{command_to_resume(_here.folder)} goes on {'from the last checkpoint' if has_checkpoint else 'with it'}"

@@ -51,7 +51,7 @@ NEEDS = {  # of a launcher or sweeper: a module, and the extra that installs it
 }
 GOES_ON = "; the same command goes on with it."
 AGAIN = "remove it, and the same command writes it anew"
-MAX_NAME, MAX_TAG = 150, 64  # bytes in a folder's name; characters in a tag of W&B
+MAX_NAME = 150  # bytes in a folder's name
 STARTED = {LOCK, "versions.json"}  # what a kill leaves before there is a configuration, beside half-written files
 # our presets have the names of the plugins' own options, and Hydra would rather that they had not
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.*validated against ConfigStore")
@@ -129,7 +129,7 @@ def in_sweep() -> bool:
 
 def group_and_tags() -> tuple[str, list[str]]:
     """What W&B finds a job by: the sweep's name, and the job's values of what is swept."""
-    return Path(HydraConfig.get().sweep.dir).name, [tag[:MAX_TAG] for tag in swept_values()]
+    return Path(HydraConfig.get().sweep.dir).name, swept_values()
 
 
 def swept_values() -> list[str]:
@@ -321,17 +321,17 @@ def summed_up() -> Iterator[None]:
         raise
     finally:
         if _begun:
-            failed = _sum_up(Path(_begun["folder"]), _begun["token"], _begun["jobs"], report=not stopped)
+            failed = _sum_up(Path(_begun["folder"]), _begun["token"], _begun["jobs"], stopped)
     if failed:
         sys.exit(1)
 
 
-def _sum_up(root: Path, token: str, expected: list[str], report: bool) -> bool:
+def _sum_up(root: Path, token: str, expected: list[str], stopped: bool) -> bool:
     """Prints how the jobs of this call went; returns whether any failed.
 
     Args:
         expected: names of jobs beside those that have told something.
-        report: of all in the folder, too; it takes seconds.
+        stopped: the sweep was; then there is no time for a report.
     """
     found = [_read(path) for path in (root / "jobs").glob("*.json")]
     told = {job["job"]: job for job in found if job.get("token") == token}
@@ -350,10 +350,10 @@ def _sum_up(root: Path, token: str, expected: list[str], report: bool) -> bool:
     show(table, width=160)
     failed = [job for job in jobs if job["state"] not in ("done", "skipped", "resumed")]
     for job in failed:
-        kind = "stopped" if job["state"] == "stopped" else "failed"
+        kind = "stopped" if stopped or job["state"] == "stopped" else "failed"
         print(f"{kind}: {job['job']}: {job.get('sentence', f'it never ended{GOES_ON}')}")
     print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs are finished; the same command runs what is missing.")
-    if not report:
+    if stopped:
         return bool(failed)
     with contextlib.suppress(UserError):  # where no run has been evaluated yet
         from src.report.page import write_report  # plotly; not needed by the jobs of other processes

@@ -14,7 +14,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
-from src.loggers.wandb import RunLogger
+from src.loggers.wandb import tell_how_to_send
 from src.prompts import PromptData, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
@@ -81,8 +81,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
-    for tracker in (logger for logger in trainer.loggers if isinstance(logger, RunLogger) and logger.command):
-        print(f"W&B: logged offline; to send it: {tracker.command}")
+    tell_how_to_send(trainer.loggers)
     return summary
 
 

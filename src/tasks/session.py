@@ -11,13 +11,13 @@ from typing import Any
 
 import lightning
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import check, run_name
 from src.errors import UserError
+from src.loggers.wandb import finish
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
 from src.runs.launched import COUNTS, is_one_process
 from src.runs.resuming import now_at
@@ -82,19 +82,20 @@ def session(folder: Path, resumable: bool = True) -> Iterator[None]:
     """Keeps the folder for this process, ends W&B's run whatever happens, and removes the folder if none began."""
     first, stored = rank_zero_only.rank == 0, (folder / "config.yaml").exists()
     with held(folder) if first else nullcontext():
-        now_at(folder if resumable else None)
-        exit_code = 1
+        now_at(folder, resumable)
+        exit_code, stopped = 1, False
         try:
             yield
             exit_code = 0
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt):
+            stopped = isinstance(error, KeyboardInterrupt)
+            if stopped:
                 leave()
             if first and not stored and not any((folder / name).exists() for name in ("metrics.jsonl", POOL)):
                 shutil.rmtree(folder, ignore_errors=True)  # the same command, or a mended one, can use it
             raise
         finally:
-            wandb.finish(exit_code=exit_code)  # a sweep's next run is a run of its own
+            finish(exit_code, in_a_hurry=stopped)  # a sweep's next run is a run of its own
 
 
 def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
