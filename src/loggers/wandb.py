@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import wandb
 import wandb.env
 import wandb.errors
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -25,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
 
+import wandb
 from src.errors import UserError, first_line
 from src.loggers.wandb_files import RowName, Session, sessions
 from src.runs.folder import write_text
