@@ -6,7 +6,7 @@ through them as it does through a run's iterations, so that evaluation, watch, l
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, isfinite
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from src.callbacks.checkpoints import Checkpoints, harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
@@ -152,6 +152,16 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 # ------------------------------------------------------------------------------------------------------------- building
 
 
+class Left(IterableDataset):
+    """Numbers of a series' points that are not evaluated yet."""
+
+    def __init__(self, series: "Series"):
+        self.series = series
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.series.iteration, len(self.series.points)))
+
+
 class Series(LightningModule):
     """What callbacks ask of a finetuner, where an iteration takes up weights that somebody else has trained."""
 
@@ -172,7 +182,7 @@ class Series(LightningModule):
         self.iteration, self.reward_queries = batch + 1, point.at
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(range(self.iteration, len(self.points)), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(Left(self), batch_size=None)
 
     def configure_optimizers(self) -> None:
         """Nothing is trained."""
