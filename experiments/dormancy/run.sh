@@ -7,5 +7,5 @@ into dormancy
 divided=critic_gradient_factor=1.52587890625e-05
 arms critic.activation=none
 arms critic.activation=relu,none "$divided"
-arms critic=image_tower critic_epochs=1 +preset=official reset=none
+arms critic=image_tower critic_epochs=1 +preset=official critic.initial_width=768 reset=none
 exit "$failed"
