@@ -10,7 +10,8 @@ if [ ! -d "$OUT/trl/checkpoints" ]; then
   OMP_NUM_THREADS=1 "$OUT/venv/bin/python" $HERE/train.py "$OUT/trl"
 fi
 PYTHON=${PYTHON:-.venv/bin/python}
-SAME="num_steps=8 guidance=2.0 train_reward=hps"
+SAME="num_steps=8 guidance=2.0 train_reward=hps
+  evaluation.samples_per_prompt=2 evaluation.held_out_samples_per_prompt=1 evaluation.kl_samples=24"
 $PYTHON -m src.run +experiment=evaluate weights="$OUT/trl/checkpoints" $SAME run_dir="$OUT/series" "$@"
 $PYTHON -m src.run +experiment=evaluate weights="$(ls -d "$OUT"/trl/checkpoints/checkpoint_* | sort -V | tail -1)" scale=0.25,0.5,0.75,1 $SAME \
   run_dir="$OUT/frontier" "$@"
