@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 
 import src.loggers.wandb as tracker
-import wandb
 from src.loggers.jsonl import JsonlLogger
 from src.loggers.wandb_files import Session, records, sessions, values_of
 from tests.conftest import LONGER, rows_of

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import wandb
 from jaxtyping import Float
 from lightning import LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import wandb
 from src.callbacks.labels import NOTE, fitted, is_spelt, label_font, legible
 from src.files import make_folder, write_bytes
-from src.loggers.wandb import RunLogger
+from src.loggers.tracker import Tracker
 from src.metrics.glossary import lookup
 
 COLUMNS, LINE = 8, 14  # pictures in a row; height of a label's line, pixels
@@ -95,7 +95,7 @@ class Gallery:
         for key in media:
             lookup(key)  # nothing is logged that the glossary does not explain
         for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
+            if isinstance(logger, Tracker):
                 logger.add_media(media)
 
 

@@ -17,15 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import wandb
 import wandb.env
 import wandb.errors
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
 
-import wandb
 from src.errors import UserError, first_line
+from src.loggers.tracker import Tracker
 from src.loggers.wandb_files import RowName, Session, sessions
 from src.runs.folder import write_text
 
@@ -40,7 +41,7 @@ _own_folders: dict[str, str] = {}  # variables that say where W&B writes, as the
 Row = dict[str, Any]
 
 
-class RunLogger(WandbLogger):
+class RunLogger(WandbLogger, Tracker):
     """Sends rows that W&B does not hold yet, each together with the pictures that were added before it.
 
     Args:
@@ -51,7 +52,7 @@ class RunLogger(WandbLogger):
 
     def __init__(self, run: wandb.Run, held: set[RowName], command: str | None):
         super().__init__(experiment=run)
-        self.command = command
+        self.told = f"W&B: logged offline; to send it: {command}" if command else None
         self._held, self._media = held, {}
 
     def add_media(self, media: dict[str, Any]) -> None:
@@ -113,13 +114,6 @@ def make_wandb_logger(
     for row in rows if not removed else ():
         logger.log_metrics(row, step=row["iteration"])
     return logger
-
-
-def tell_how_to_send(loggers: Sequence[Logger]) -> None:
-    """Prints the command that uploads a run which was logged offline."""
-    for logger in loggers:
-        if isinstance(logger, RunLogger) and logger.command:
-            print(f"W&B: logged offline; to send it: {logger.command}")
 
 
 def finish(exit_code: int, in_a_hurry: bool) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from src.callbacks.gallery import picture_grid, save_png
 from src.errors import BASE_IS_BROKEN, TrainingError, UserError, reward_is_broken
 from src.files import make_folder
-from src.loggers.wandb import tell_how_to_send
+from src.loggers.tracker import tell_where_to_look
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
@@ -84,7 +84,7 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     shutil.rmtree(folder / POOL)  # it is in scores.npz and the grids
     print_curve(cfg["name"], rows, list(rewards))
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
-    tell_how_to_send(loggers)
+    tell_where_to_look(loggers)
     return rows[-1]
 
 

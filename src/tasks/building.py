@@ -127,7 +127,7 @@ def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
 
 
 def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Logger]:
-    """metrics.jsonl and W&B, the second grouped and tagged so that runs are found again; rank 0 alone writes.
+    """metrics.jsonl and the tracker, grouped and tagged there so that runs are found again; rank 0 alone writes.
 
     Both forget what they hold of iterations after `resumed_at`.
     """
@@ -139,7 +139,7 @@ def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Lo
     rows = metrics.forget_after(resumed_at)
     make_tracker = build(cfg["logger"], _partial_=True)
     tracker = make_tracker(run_dir=folder, group=group, tags=tags, config=cfg, resumed_at=resumed_at, rows=rows)
-    return [metrics, tracker]
+    return [metrics, tracker] if tracker else [metrics]
 
 
 def reset_tags(cfg: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from src.callbacks.watch import OveroptimizationWatch
 from src.config import default_values
 from src.errors import TrainingError, UserError
 from src.files import user_path
+from src.loggers.tracker import tell_where_to_look
 from src.metrics.glossary import lookup
 from src.policy.adoption import adopt
 from src.policy.diffusion import DiffusionPolicy
@@ -108,7 +109,9 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         series.on_load_checkpoint(checkpoint)
         for callback in (evaluation, *watches):
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-    return summarise(cfg, folder, series, evaluation, watches, time.perf_counter() - started)
+    summary = summarise(cfg, folder, series, evaluation, watches, time.perf_counter() - started)
+    tell_where_to_look(loggers)
+    return summary
 
 
 # ----------------------------------------------------------------------------------------- a run of ours, as it was run

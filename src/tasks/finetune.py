@@ -14,7 +14,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
-from src.loggers.wandb import tell_how_to_send
+from src.loggers.tracker import tell_where_to_look
 from src.prompts import PromptData, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs
@@ -81,7 +81,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
-    tell_how_to_send(trainer.loggers)
+    tell_where_to_look(trainer.loggers)
     return summary
 
 
