@@ -18,6 +18,7 @@ from src.metrics.intervals import area_under, bootstrap_mean, spread_within
 from src.metrics.joint import joint_rates
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
+from src.progress import Bar
 from src.prompts import PromptSets
 from src.ranks import Ranks
 from src.rewards.base import RewardModel
@@ -166,7 +167,8 @@ class CrossRewardEvaluation(Callback):
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start = time.perf_counter()
-        with pl_module.policy.sampling(**self.conditions):
+        pictures = sum(len(part.prompts) for part in self.sets) // pl_module.ranks.world
+        with Bar("evaluation", pictures, of="pictures"), pl_module.policy.sampling(**self.conditions):
             metrics = self._measure(trainer, pl_module)
         metrics |= self._areas(metrics)
         self.history.append(pl_module.record("evaluation", metrics))

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from src.progress import Bar
 
 
 class RunProgress(Callback):
@@ -13,18 +13,13 @@ class RunProgress(Callback):
 
     def __init__(self, iterations: int, seconds_between_lines: float = 15.0):
         self.iterations, self.seconds_between_lines = iterations, seconds_between_lines
-        self.console = Console()
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._last_line = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
-            self._task = self._bar.add_task("training", total=self.iterations, completed=pl_module.iteration)
-            self._bar.start()
+        self._bar = Bar("training", self.iterations, done=pl_module.iteration).open()
         self._started, self._first = time.monotonic(), pl_module.iteration
 
     def on_train_batch_end(
@@ -35,8 +30,9 @@ class RunProgress(Callback):
         row = pl_module.latest
         reward = f"{pl_module.reward_name} {row[f'reward/{pl_module.reward_name}/mean']:.3f}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=pl_module.iteration, description=reward)
-        elif time.monotonic() - self._last_line > self.seconds_between_lines or trainer.is_last_batch:
+            self._bar.update(pl_module.iteration, reward)
+        waited = time.monotonic() - self._last_line
+        if Bar.live is None and (waited > self.seconds_between_lines or trainer.is_last_batch):
             self._last_line = time.monotonic()
             pace = (self._last_line - self._started) / max(1, pl_module.iteration - self._first)
             left = pace * (self.iterations - pl_module.iteration)
@@ -44,7 +40,7 @@ class RunProgress(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

@@ -25,6 +25,7 @@ from src.files import make_folder
 from src.mini.corruptions import CORRUPTIONS, corrupt
 from src.mini.data import augment, to_float
 from src.mini.gold import GoldAnnotator
+from src.progress import track
 from src.rewards.base import Comparisons, Ratings
 from src.seeding import generator_of, seed_of
 
@@ -98,8 +99,6 @@ def load_pool(base: str, gold: str, split: str, pictures: int, num_steps: int, f
 
 
 def _make_pool(annotator: GoldAnnotator, base: str, seed: int, batches: int, num_steps: int, path: Path) -> None:
-    from rich.progress import track
-
     pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     rows: dict[str, list[Tensor]] = {name: [] for name in ("images", "concept", "utility", "soundness", "untouched")}

@@ -19,6 +19,7 @@ from src.policy import ddim
 from src.policy.loading import load_pipeline
 from src.policy.lora import add_lora
 from src.policy.schedule import ddim_schedule
+from src.progress import advance
 from src.texts import longer_than
 from src.types import Rollout
 
@@ -303,6 +304,7 @@ class DiffusionPolicy(LightningModule):
             part = slice(i, i + self.sampling_batch)
             noise = self.noise(seeds[part], starts[part] if starts else None)
             parts.append(self._sample_batch(prompts[part], noise, keep_predicted, keep_means))
+            advance("pictures", len(prompts[part]))
         latents, log_probs, images, predicted, means = (torch.cat(column) for column in zip(*parts, strict=True))
         kept = {"predicted": predicted if keep_predicted else None, "means": means if keep_means else None}
         return Rollout(prompts, seeds, latents, self.timesteps, log_probs, images, **kept)

@@ -13,6 +13,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from src.files import write_text
+from src.progress import track
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
 from src.report.watching import detect
@@ -30,7 +31,7 @@ def write_report(runs: list[Run], target: Path) -> Path:
         plotlyjs=get_plotlyjs(),
         headlines=[{"label": run.label, "text": headline(run)} for run in runs],
         shared=[section for section in _shared(runs) if section["plots"]],
-        runs=[_one(run) for run in runs],
+        runs=[_one(run) for run in track(runs, "pictures and figures of runs")],
         differences=_difference_table(runs),
         count=len(runs),
         watch=_watch_table(runs),

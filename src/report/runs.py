@@ -12,6 +12,7 @@ from typing import Any
 from src.config import default_of, default_values
 from src.errors import UserError
 from src.files import read_json, read_rows, user_path
+from src.progress import track
 from src.runs.folder import read_config
 
 Row = dict[str, Any]
@@ -181,7 +182,7 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
             raise UserError(f"{path} holds no run (a folder with config.yaml and metrics.jsonl).")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
     runs, faults = [], []
-    for folder in folders:
+    for folder in track(folders, "reading runs"):
         try:
             run = read_run(folder)
         except UserError as error:

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from src.metrics.best_of_n import best_of_n, best_of_n_kl
 from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
 from src.policy.diffusion import DiffusionPolicy
+from src.progress import track
 from src.prompts import PromptSets, check_prompts
 from src.report.page import write_report
 from src.report.runs import find_runs

@@ -24,6 +24,7 @@ from src.config import options_of
 from src.errors import UserError, first_line
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
+from src.progress import track
 from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
 from src.runs.launched import is_one_process
@@ -116,7 +117,8 @@ def build_regulariser(cfg: dict[str, Any], rewards: dict[str, RewardModel]) -> R
 def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
     """Rewards, or judges, of a suite by name. A member of an ensemble that is one of them is that one, not a copy."""
     built: dict[str, RewardModel] = {}
-    for name, config in sorted(configs.items(), key=lambda item: "members" in item[1]):
+    ordered = sorted(configs.items(), key=lambda item: "members" in item[1])
+    for name, config in track(ordered, "loading rewards"):
         if "members" in config:
             names = [next((n for n in built if configs[n] == member), None) for member in config["members"]]
             members = [built[n] if n else build(m) for n, m in zip(names, config["members"], strict=True)]

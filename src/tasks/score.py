@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from rich.progress import track
 
 from src.config import check
 from src.errors import UserError
@@ -22,6 +21,7 @@ from src.pictures import (
     partners,
     with_prompts,
 )
+from src.progress import track
 from src.report.scores import (
     Scored,
     Scores,

@@ -1,0 +1,79 @@
+"""Bars with the time left, for whatever takes more than ten seconds; on a terminal alone.
+
+`track(items, told)` goes through a sequence. `Bar(told, total, of="pictures")` is moved by `advance("pictures", n)`,
+from wherever the work is done. Bars within others stand below them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+class Bar:
+    """One bar, between `open` and `close`, or as a context.
+
+    Args:
+        told: what stands before it.
+        of: the name by which `advance` finds it.
+    """
+
+    live: ClassVar[Progress | None] = None
+    opened: ClassVar[list["Bar"]] = []
+
+    def __init__(self, told: str, total: int, of: str = "", done: int = 0):
+        self.told, self.total, self.of, self.done = told, total, of, done
+
+    def open(self) -> "Bar":
+        if Bar.live is None and (console := Console()).is_terminal and os.environ.get("LOCAL_RANK", "0") == "0":
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            Bar.live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+            Bar.live.start()
+        Bar.opened.append(self)
+        if Bar.live is not None:
+            self._task = Bar.live.add_task(self.told, total=self.total, completed=self.done)
+        return self
+
+    def update(self, done: int, told: str | None = None) -> None:
+        """Never beyond its end."""
+        self.done = min(done, self.total)
+        if Bar.live is not None:
+            Bar.live.update(self._task, completed=self.done, description=told)
+
+    def close(self) -> None:
+        """The last one leaves the screen as it is; others go."""
+        if self not in Bar.opened:
+            return
+        Bar.opened.remove(self)
+        if Bar.live is None:
+            return
+        if Bar.opened:
+            Bar.live.remove_task(self._task)
+        else:
+            Bar.live.stop()
+            Bar.live = None
+
+    def __enter__(self) -> "Bar":
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def advance(of: str, n: int = 1) -> None:
+    """n more of what the innermost open bar of that name counts."""
+    bar = next((bar for bar in reversed(Bar.opened) if bar.of == of), None)
+    if bar is not None:
+        bar.update(bar.done + n)
+
+
+def track(items: Iterable[Item], told: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a bar that moves when the next one is asked for."""
+    with Bar(told, len(items) if total is None else total) as bar:  # type: ignore[arg-type]
+        for item in items:
+            yield item
+            bar.update(bar.done + 1)
