@@ -74,7 +74,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
             fit(trainer, finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
-    weights = finetuner.policy.save(folder)
+    weights = finetuner.policy.save(folder, finetuner.averaged)
     before = sum(progress["phase_seconds"].values())
     summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
     for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
@@ -162,6 +162,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     final = summary["final"]
     title = f"{summary['experiment']} after {summary['reward_queries']} reward queries"
     show(outcome_table(final, summary["train_reward"], title))
+    if any(key.startswith("eval_ema/") for key in final):
+        show(outcome_table(final, summary["train_reward"], "the same of averaged weights (ema/)", "_ema"))
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "
