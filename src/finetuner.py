@@ -95,6 +95,11 @@ class RewardFinetuner(LightningModule):
         return self.algorithm.needs_reference or self.regulariser.needs_reference
 
     @property
+    def averaged(self) -> list[Tensor] | None:
+        """Trained parameters of the policy, averaged, where the regulariser keeps such."""
+        return self.regulariser.averaged
+
+    @property
     def ranks(self) -> Ranks:
         return Ranks(self.global_rank, self._trainer.world_size) if self._trainer else Ranks()
 
@@ -354,7 +359,7 @@ class RewardFinetuner(LightningModule):
             raise UserError(f"optimizer or critic_optimizer: {first_line(error)}.") from error
         return optimizers
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         self.regulariser.begun(self.policy)
 
     def checkpoint_bytes(self) -> int:

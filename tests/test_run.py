@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from src.metrics.glossary import as_markdown, lookup
+from src.rewards.base import RewardModel
 from tests.conftest import ROOT, TINY, rows_of, run_command
 from tests.forked import run_forked
 
@@ -58,6 +59,15 @@ def test_the_other_experiments_run(experiment, tmp_path):
     assert len(rows_of(tmp_path / "run", "iteration")) == 2
 
 
+class Flat(RewardModel):
+    """Counts pixels, so that its score has no gradient."""
+
+    embed_dim = 1
+
+    def forward(self, images, prompts):
+        return (images > 0.5).float().mean((1, 2, 3))
+
+
 BAD = {
     "unknown option": (["iteratoins=3"], "iteratoins"),
     "unknown option in a group": (["+reset.ration=0.1"], "did you mean ratio"),
@@ -81,6 +91,26 @@ BAD = {
     "more steps than there are": (["num_steps=2000"], "num_steps=2000"),
     "online without a key": (["logger.mode=online"], "needs a key"),
     "devices that are not there": (["trainer.accelerator=tpu"], "error: trainer: "),
+    "groups of one": (["+experiment=grpo", "samples_per_prompt=1"], "samples_per_prompt=1: GRPO compares samples"),
+    "nothing to disagree with": (
+        ["regulariser=gardo", *(f"~suite.rewards.{name}" for name in ("pickscore", "imagereward", "aesthetic"))],
+        "regulariser=gardo compares the trained reward with others, and this suite has no other one",
+    ),
+    "a reward without a gradient": (
+        ["+experiment=draft", "+suite.rewards.flat._target_=tests.test_run.Flat", "train_reward=flat"],
+        "train_reward=flat: Flat has no gradient",
+    ),
+    "two KLs": (["+experiment=dpok", "regulariser=kl_loss"], "DPOK has a KL of its own, algorithm.kl_weight"),
+    "returns that nobody looks at": (["+experiment=draft", "regulariser=kl_reward"], "choose regulariser=kl_loss"),
+    "credit that nobody looks at": (["+experiment=d3po", "regulariser=gardo"], "D3PO does not go by that"),
+    "pairs on different ranks": (
+        ["+experiment=d3po", "trainer.devices=3", "trainer.accelerator=cpu"],
+        "3 processes would hold samples of one prompt apart, and D3PO pairs them",
+    ),
+    "a pair whose prompt comes again": (
+        ["+experiment=dpo_online", "trainer.devices=2", "trainer.accelerator=cpu", "prompts=file", "prompts.path={four}"],
+        "at most 32",
+    ),
     "no threads": (["threads=0"], "threads=0 must be at least 1"),
     "no batch": (["policy.sampling_batch=0"], "policy.sampling_batch=0 must be at least 1"),
     "a buffer that is never full enough": (["normaliser.buffer=4"], "normaliser.min_count=8 must lie in 1..4"),

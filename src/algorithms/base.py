@@ -60,6 +60,7 @@ class Algorithm:
     needs_reference = False  # asks what the reference does at the rows
     needs_means = False  # asks where the policy that sampled had its means
     needs_groups = False  # compares samples of one prompt
+    pairs = False  # a row is a pair of them, which must lie on one rank
     uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
     weighs_rows = True  # by their advantages; otherwise rows are pairs, or all alike
     gradients_a_sample = 0  # pictures that the reward's gradient is taken of

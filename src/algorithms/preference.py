@@ -16,8 +16,7 @@ from src.types import Credit
 class Preference(Algorithm):
     """Base: one pair a group, by what samples are worth in all; none in a group whose best is as good as its worst."""
 
-    needs_groups, weighs_rows = True, False
-    pairs = True  # whose two samples must lie on one rank
+    needs_groups, pairs, weighs_rows = True, True, False
 
     def __init__(self, **schedule: Any):
         super().__init__(**schedule)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from src.algorithms.base import Algorithm, Loss, Step
-from src.errors import UserError
 from src.normalise import EPS, PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
 from src.types import Credit, Rows, States
@@ -65,11 +64,6 @@ class ThroughReward(Algorithm):
         latents, steps = self.denoise(rows, policy)
         prompts = rows.prompts * (len(latents) // len(rows))
         scores = rows.reward.score(policy.decode(latents), prompts, differentiable=True)
-        if not scores.requires_grad:
-            raise UserError(
-                f"train_reward: {type(rows.reward).__name__} has no gradient with respect to the picture; choose "
-                "another reward, or an algorithm that needs none, such as ddpo."
-            )
         return Loss(self.cost(self.standardised(scores)).mean(), steps)
 
     def cost(self, rewards: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class EvaluationSet:
         spread = {name: self._base_sd(name) for name in scores}
         return {name: (scores[name] - self.base[name]) / sd for name, sd in spread.items() if sd > NO_SPREAD}
 
+    def of_averaged(self) -> "EvaluationSet":
+        """The same pictures of averaged weights, which have keys and peaks of their own."""
+        return replace(self, name=f"{self.name}_ema", peak={})
+
     def state(self) -> dict[str, Any]:
         return {"base": self.base, "base_features": self.base_features, "peak": self.peak}
 
@@ -85,7 +89,8 @@ class CrossRewardEvaluation(Callback):
     Rewards are reported raw and as the gain over the base picture of the same prompt and seed, in base sd: the standard
     deviation of the base's samples about the mean of their prompt. (A reward learnt from comparisons within prompts may
     have an arbitrary offset for each prompt, so that its spread between prompts measures nothing.)
-    Training does not notice: evaluation draws from generators of its own.
+    Training does not notice: evaluation draws from generators of its own. Where a regulariser averages the weights, the
+    average is measured too.
 
     Args:
         rewards: every reward to report, by name. judge: which of them is the truth, if any is. judges: those that are
@@ -142,15 +147,23 @@ class CrossRewardEvaluation(Callback):
             seeds = [seed_of(seed, i, EVALUATION_STREAM + k) for i in range(len(repeated))]
             if repeated:
                 self.sets.append(EvaluationSet(name, repeated, seeds))
+        self.averaged = [part.of_averaged() for part in self.sets]
         self.seconds = 0.0
         self.history: list[Metrics] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sets": [part.state() for part in self.sets], "history": self.history, "seconds": self.seconds}
+        return {
+            "sets": [part.state() for part in self.sets],
+            "averaged_peaks": [part.peak for part in self.averaged],
+            "history": self.history,
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.sets, state_dict["sets"], strict=True):
             part.base, part.base_features, part.peak = state["base"], state["base_features"], state["peak"]
+        for part, peak in zip(self.averaged, state_dict.get("averaged_peaks", []), strict=False):  # else of before them
+            part.peak = peak
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,35 +183,68 @@ class CrossRewardEvaluation(Callback):
         pictures = sum(len(part.prompts) for part in self.sets) // pl_module.ranks.world
         with Bar("evaluation", pictures, of="pictures"), pl_module.policy.sampling(**self.conditions):
             metrics = self._measure(trainer, pl_module)
-        metrics |= self._areas(metrics)
+            metrics |= self._areas(metrics)
+            if pl_module.averaged is not None:
+                with pl_module.policy.holding(pl_module.averaged):
+                    metrics |= self._measure_averaged(trainer, pl_module)
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
         metrics: Metrics = {}
-        ranks: Ranks = pl_module.ranks
-        where = f"in the evaluation after iteration {pl_module.iteration}"
         for part in self.sets:
-            own = ranks.part(len(part.prompts))
-            with trainer.precision_plugin.forward_context():  # as in training
-                rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
-            pl_module.check_pictures(rollout.images, where)
-            scores = {
-                name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
-                for name, reward in self.rewards.items()
-            }
-            for name, values in scores.items():
-                pl_module.check_scores(name, values, where)
+            rollout, scores = self._sampled(trainer, pl_module, part)
             metrics |= part.compare(scores, pl_module.reward_name, self.judges)
             if part.name == "eval":
-                metrics |= self._pictures(part, rollout.images, ranks) | self._kl(pl_module, rollout, len(part.prompts))
-                shown = ranks.gather(rollout.images[: max(0, self.gallery.pictures - own.start)])
-                if trainer.is_global_zero:
-                    self.gallery.show(trainer, pl_module, shown, part.prompts, part.seeds, scores)
-                    if pl_module.iteration > 0:
-                        gains = part.gains(scores)
-                        self.gallery.show_hacks(trainer, pl_module, part.prompts, part.seeds, gains, self.judge)
+                metrics |= self._pictures(part, rollout.images, pl_module.ranks)
+                metrics |= self._kl(pl_module, rollout, len(part.prompts))
+                self._show(trainer, pl_module, part, rollout, scores)
         return metrics
+
+    def _measure_averaged(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
+        """What the policy, which holds the averaged weights, gains on the same prompts and seeds, and its KL."""
+        metrics: Metrics = {}
+        for raw, part in zip(self.sets, self.averaged, strict=True):
+            rollout, scores = self._sampled(trainer, pl_module, part)
+            part.base = raw.base
+            metrics |= part.compare(scores, pl_module.reward_name, self.judges)
+            if raw.name == "eval":
+                kl = self._kl(pl_module, rollout, len(part.prompts))
+                metrics |= {f"kl_ema/{key}": kl[f"kl/{key}"] for key in ("trajectory", "sqrt") if kl}
+        return metrics
+
+    def _sampled(
+        self, trainer: Trainer, pl_module: LightningModule, part: EvaluationSet
+    ) -> tuple[Rollout, dict[str, Tensor]]:
+        """This rank's pictures, and the scores of all ranks'."""
+        ranks, where = pl_module.ranks, f"in the evaluation after iteration {pl_module.iteration}"
+        own = ranks.part(len(part.prompts))
+        with trainer.precision_plugin.forward_context():  # as in training
+            rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
+        pl_module.check_pictures(rollout.images, where)
+        scores = {
+            name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
+            for name, reward in self.rewards.items()
+        }
+        for name, values in scores.items():
+            pl_module.check_scores(name, values, where)
+        return rollout, scores
+
+    def _show(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        part: EvaluationSet,
+        rollout: Rollout,
+        scores: dict[str, Tensor],
+    ) -> None:
+        start = pl_module.ranks.part(len(part.prompts)).start
+        shown = pl_module.ranks.gather(rollout.images[: max(0, self.gallery.pictures - start)])
+        if trainer.is_global_zero:
+            self.gallery.show(trainer, pl_module, shown, part.prompts, part.seeds, scores)
+            if pl_module.iteration > 0:
+                gains = part.gains(scores)
+                self.gallery.show_hacks(trainer, pl_module, part.prompts, part.seeds, gains, self.judge)
 
     def _areas(self, now: Metrics) -> Metrics:
         """Area under each reward's gain over sqrt(KL), up to here; nothing where there is no KL."""

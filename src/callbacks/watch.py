@@ -18,7 +18,8 @@ AFTER = "after {:,} reward queries"
 class OveroptimizationWatch(Callback):
     """Follows a signal (see signal_of) from evaluation to evaluation.
 
-    best/ holds the weights that the rule would ship, with at.json to say when that was.
+    best/ holds the weights that the rule would ship, with at.json to say when that was, and an average of them in best/ema
+    where a regulariser keeps one.
 
     Args:
         rewards: names of the suite's rewards; judges are none of them.
@@ -93,7 +94,7 @@ class OveroptimizationWatch(Callback):
         for left in (partial, old):
             remove(left)
         make_folder(partial)
-        pl_module.policy.save(partial)
+        pl_module.policy.save(partial, pl_module.averaged)
         queries = self.queries[-1]
         write_json(partial / "at.json", {"reward_queries": queries, "iteration": pl_module.iteration, "signal": value})
         if os.path.lexists(self.folder):

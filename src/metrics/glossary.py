@@ -118,6 +118,13 @@ GLOSSARY: dict[str, Entry] = {
     "held_out/<reward>/<measure>": Entry("", "each of the above on prompts that no run trains on"),
     "held_out/joint_domination": Entry("share", "the same on prompts that no run trains on"),
     "held_out/joint_collapse": Entry("share", "likewise"),
+    "eval_ema/<reward>/<measure>": Entry(
+        "", "eval/<reward>/<measure> of the averaged weights, same prompts and seeds; with regulariser=ema"
+    ),
+    "eval_ema/<measure>": Entry("share", "eval/joint_domination and eval/joint_collapse of the averaged weights"),
+    "held_out_ema/<reward>/<measure>": Entry("", "the same on prompts that no run trains on"),
+    "held_out_ema/<measure>": Entry("share", "likewise"),
+    "kl_ema/<measure>": Entry("", "kl/trajectory and kl/sqrt of the averaged weights"),
     "policy/scale": Entry("share", "of what fine-tuning changed, how much an evaluation of weights has taken up"),
     "policy/checkpoint": Entry("-", "number of the checkpoint, where its reward queries are not known"),
     "policy/aig": Entry(

@@ -9,20 +9,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from src.mini.animals import AnimalStage
 from src.mini.corruptions import CORRUPTIONS, Pictures, corrupt
 from src.mini.data import augment, to_float
 from src.mini.gold import utility
-from src.mini.stage import Stage
 
 Target = Float[Tensor, "b n"]  # probabilities of the classes, "no such picture" last
 
 
-class GoldStage(Stage):
+class GoldStage(AnimalStage):
     """`members` classifiers with their own first weights, on the same pictures; soft cross-entropy.
 
     Args:
@@ -46,7 +45,6 @@ class GoldStage(Stage):
         **kw,
     ):
         super().__init__(**kw)
-        self.emoji = self.emoji.animals()
         self.none = len(self.emoji.names)
         self.export_dir = Path(export_dir)
         names = dict(enumerate([*self.emoji.names, "no such picture"]))
@@ -61,22 +59,12 @@ class GoldStage(Stage):
         torch.manual_seed(self.seed)
         self.members = torch.nn.ModuleList(ResNetForImageClassification(config) for _ in range(members))
         self.members.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        vae = AutoencoderTiny.from_pretrained(self.weights_dir / "base" / "vae", torch_dtype=torch.float32)
-        self._vae = [vae.requires_grad_(False).eval()]  # in a list, so that it is no part of what is trained and saved
         self.real_share, self.adversarial_share = real_share, adversarial_share
         self.attack_every, self.attack_batch, self.attack_memory = attack_every, attack_batch, attack_memory
         self.attacks = torch.zeros(0, 3, 64, 64, dtype=torch.uint8)  # no buffers: weight averaging leaves them alone
         self.attack_targets = torch.zeros(0, self.none + 1)
 
     # ------------------------------------------------------------------------------------------------ pictures
-
-    def real(self, n: int, rng: torch.Generator) -> tuple[Pictures, Int[Tensor, " n"]]:
-        """Augmented real pictures and their concepts, every concept equally likely."""
-        size = torch.bincount(self.emoji.concept)
-        index = torch.multinomial((1 / size)[self.emoji.concept], n, replacement=True, generator=rng)
-        images = augment(to_float(self.emoji.images[index]), rng, strength=1.2)
-        tint = 1 + 0.1 * (2 * torch.rand(n, 3, 1, 1, generator=rng) - 1)
-        return (1 - (1 - images) * tint).clamp(0, 1), self.emoji.concept[index]
 
     def one_hot(self, concept: Int[Tensor, " b"]) -> Target:
         return F.one_hot(concept, self.none + 1).float()
@@ -103,15 +91,6 @@ class GoldStage(Stage):
         mixed = target * ((1 - share) ** 2)[:, None] + self.spoilt(target, done)[other] * (share**2)[:, None]
         mixed[:, self.none] += 2 * share * (1 - share)
         return images, torch.where((share > 0)[:, None], mixed, self.spoilt(target, done))
-
-    @torch.no_grad()
-    def through_vae(self, images: Pictures, noise: Float[Tensor, " b"], rng: torch.Generator) -> Pictures:
-        """What the base model's decoder makes of the pictures' latents with noise of that standard deviation."""
-        vae = self._vae[0].to(images.device)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            latents = vae.encode(images * 2 - 1).latents.float() * vae.config.scaling_factor
-            latents = latents + noise[:, None, None, None] * torch.randn(latents.shape, generator=rng)
-            return (vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def draw(self, rng: torch.Generator) -> tuple[Pictures, Target]:
         n_real = round(self.real_share * self.batch_size)

@@ -333,11 +333,15 @@ class DiffusionPolicy(LightningModule):
         pictures = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
-    def save(self, run_dir: Path) -> Path:
+    def save(self, run_dir: Path, averaged: Sequence[Tensor] | None = None) -> Path:
         """Writes lora/, in the format of `pipe.load_lora_weights`, or unet/, a UNet2DConditionModel; says where.
 
-        Raises UserError where there is no room.
+        `averaged` weights, in the order of `trainable`, are written likewise, below ema/. Raises UserError where there
+        is no room.
         """
+        if averaged is not None:
+            with self.holding(averaged):
+                self.save(run_dir / "ema")
         folder = run_dir / ("unet" if self.finetune == "full" else "lora")
         try:
             self._write(folder)

@@ -1,4 +1,6 @@
-"""An exponential moving average of the weights, evaluated and saved beside the raw ones; training does not notice it.
+"""An exponential moving average of the weights, evaluated (eval_ema/) and saved (ema/) beside the raw ones.
+
+It changes nothing in training.
 
 theta_ema <- d theta_ema + (1 - d) theta after every `every`-th optimizer step, d = min((1 + s) / (10 + s), decay) at
 the s-th of these (flow_grpo, DiffusionNFT).

@@ -61,6 +61,9 @@ def reward_curves(run: Run) -> go.Figure:
             dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
             prompts = f"{name}, held-out prompts"
             figure.add_scatter(x=x, y=held_out, name=prompts, line=dashed, showlegend=False)
+        if run.has_average:
+            dotted = {"color": colour_of(k), "width": 1.5, "dash": "dot"}
+            figure.add_scatter(x=x, y=run.series(f"eval_ema/{name}/gain"), name=f"{name}, average", line=dotted)
     for row in run.iterations:
         if row.get("reset/share", 0) > 0 or row.get("reset/lora_share", 0) > 0:
             figure.add_vline(
@@ -93,14 +96,15 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
         judged = run.series(f"eval/{JUDGE}/gain")
         if all(map(math.isnan, judged)):
             continue
-        figure.add_scatter(
-            x=run.series(f"eval/{run.trained}/gain"),
-            y=judged,
-            mode="lines+markers",
-            name=run.label,
-            line={"color": colour_of(k)},
-            text=captions(run),
-        )
+        for of, name, dash in _curves(run):
+            figure.add_scatter(
+                x=run.series(f"{of}/{run.trained}/gain"),
+                y=run.series(f"{of}/{JUDGE}/gain"),
+                mode="lines+markers",
+                name=name,
+                line={"color": colour_of(k), "dash": dash},
+                text=captions(run),
+            )
     if not figure.data:
         return None
     for trained, curve in {run.trained: run.control for run in runs if not run.is_best_of_n}.items():
@@ -119,6 +123,12 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
         xaxis_title="gain of the trained reward [base sd]",
         yaxis_title="gain of gold [base sd]",
     )
+
+
+def _curves(run: Run) -> list[tuple[str, str, str]]:
+    """What was evaluated, its name and how it is drawn: the weights, and their average where one was kept."""
+    averaged = [("eval_ema", f"{run.label}, averaged weights", "dash")] if run.has_average else []
+    return [("eval", run.label, "solid"), *averaged]
 
 
 def kl_frontier(runs: list[Run]) -> go.Figure | None:

@@ -59,7 +59,7 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
         _section(
             "Proxy against gold",
             [figures.proxy_against_judge(runs)],
-            "Right: what was trained on. Up: the truth. Dotted, the control: choosing among base samples, no training.",
+            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among base samples, no training.",
         ),
         _section(
             "Gold over distance from the base",
@@ -119,6 +119,7 @@ def _one(run: Run) -> dict[str, Any]:
         "folder": str(run.folder),
         "notes": _notes(run),
         "curves": _html(figures.reward_curves(run)),
+        "averaged": run.has_average,
         "profile": _html(profile) if profile else None,
         "health": [_html(figure) for figure in health],
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],

@@ -97,6 +97,11 @@ class Run:
         return [row.get(key, float("nan")) for row in (self.evaluations if rows is None else rows)]
 
     @property
+    def has_average(self) -> bool:
+        """Whether averaged weights were evaluated beside the raw ones."""
+        return f"eval_ema/{self.trained}/gain" in self.evaluations[-1]
+
+    @property
     def alarm(self) -> int | None:
         """Reward queries at the watch's alarm."""
         return next((row["reward_queries"] for row in self.watch if row["watch/alarm"]), None)

@@ -124,7 +124,8 @@ def source_run(weights: Any) -> Path | None:
     else:
         first = next(iter(paths_of(weights)), "")
     folder = user_path(str(first))
-    return next((place for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None)
+    above = folder.parents[: 2 if folder.parent.name == "best" else 1]  # best/ema lies deeper
+    return next((place for place in (folder, *above) if (place / "config.yaml").is_file()), None)
 
 
 def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictConfig:
@@ -168,6 +169,7 @@ class Left(IterableDataset):
 class Series(LightningModule):
     """What callbacks ask of a finetuner, where an iteration takes up weights that somebody else has trained."""
 
+    averaged = None  # weights beside the policy's own
     def __init__(self, policy: DiffusionPolicy, reward_name: str, members: list[str], points: list[Point], base: str):
         super().__init__()
         self.automatic_optimization = False

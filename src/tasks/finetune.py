@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from src.algorithms.base import Algorithm
 from src.callbacks.checkpoints import harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
@@ -16,6 +17,7 @@ from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.tracker import tell_where_to_look
 from src.prompts import PromptData, check_prompts
+from src.ranks import Ranks
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, weights_in, write_json
@@ -42,6 +44,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = PromptData(prompts.train, cfg["samples_per_iteration"], cfg["samples_per_prompt"], cfg["seed"])
     judges = build_rewards(cfg["suite"]["judges"] or {})
     check_prompts(judges.values(), [*prompts.train, *prompts.held_out], prompts.places)
+    check_gradient(finetuner, prompts.train[0])
     warn_of_cut({"the policy": finetuner.policy} | rewards | judges, [*prompts.train, *prompts.held_out])
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
         raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
@@ -62,6 +65,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     iteration = progress["iteration"]
     trainer = build_trainer(cfg, folder, callbacks, iteration)
     check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
+    check_pairs(cfg, finetuner.algorithm, trainer.world_size, len(prompts.train))
     started = time.perf_counter()
     stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
     if iteration >= cfg["iterations"] or stopped:
@@ -74,7 +78,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
             fit(trainer, finetuner, data, ckpt_path=str(path) if checkpoint else None, weights_only=True)
     if not trainer.is_global_zero:
         return {}
-    weights = finetuner.policy.save(folder)
+    weights = finetuner.policy.save(folder, finetuner.averaged)
     before = sum(progress["phase_seconds"].values())
     summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
     for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
@@ -90,6 +94,30 @@ def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
     if trainer.world_size > samples:
         raise UserError(
             f"trainer.devices: {trainer.world_size} processes are more than the {samples} samples they share."
+        )
+
+
+def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int, prompts: int) -> None:
+    """Raises UserError where samples of one prompt would be pairs, and lie on different ranks."""
+    samples, group = cfg["samples_per_iteration"], cfg["samples_per_prompt"]
+    parted = any(Ranks(rank, world).part(samples).start % group for rank in range(world))
+    if algorithm.pairs and world > 1 and (parted or samples > group * prompts):
+        raise UserError(
+            f"trainer.devices: {world} processes would hold samples of one prompt apart, and {type(algorithm).__name__} "
+            f"pairs them: let samples_per_iteration={samples} be a multiple of {world * group}, processes times "
+            f"samples_per_prompt, and at most {group * prompts}, for each prompt of the set once."
+        )
+
+
+def check_gradient(finetuner: RewardFinetuner, prompt: str) -> None:
+    """Raises UserError where an algorithm follows the reward's gradient and the reward has none."""
+    if not finetuner.algorithm.gradients_a_sample:
+        return
+    grey = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    if not finetuner.reward.score(grey, [prompt], differentiable=True).requires_grad:
+        raise UserError(
+            f"train_reward={finetuner.reward_name}: {type(finetuner.reward).__name__} has no gradient with respect to "
+            "the picture; choose another reward, or an algorithm that needs none, such as algorithm=ddpo."
         )
 
 
@@ -162,6 +190,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     final = summary["final"]
     title = f"{summary['experiment']} after {summary['reward_queries']} reward queries"
     show(outcome_table(final, summary["train_reward"], title))
+    if any(key.startswith("eval_ema/") for key in final):
+        show(outcome_table(final, summary["train_reward"], "the same of averaged weights (ema/)", "_ema"))
     shares = ", ".join(f"{phase} {share:.0%}" for phase, share in summary["share_of_training_time"].items())
     print(
         f"{summary['trajectory_steps_per_second']:.0f} trajectory-steps trained per second "

@@ -5,17 +5,17 @@ from rich.table import Table
 Row = dict[str, float | int]
 
 
-def outcome_table(final: Row, trained: str, title: str) -> Table:
-    """A row for each reward that has a gain."""
+def outcome_table(final: Row, trained: str, title: str, of: str = "") -> Table:
+    """A row for each reward that has a gain; `of` is _ema for averaged weights."""
     table = Table(title=title)
     for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):
         table.add_column(column, justify="right")
     for key in final:
-        if key.startswith("eval/") and key.endswith("/gain"):
+        if key.startswith(f"eval{of}/") and key.endswith("/gain"):
             name = key.split("/")[1]
             measures = ("mean", "gain", "gain_low", "gain_high", "below_peak", "win_rate")
-            value = {measure: final[f"eval/{name}/{measure}"] for measure in measures}  # all, where there is a gain
-            held_out = final.get(f"held_out/{name}/gain")
+            value = {measure: final[f"eval{of}/{name}/{measure}"] for measure in measures}  # all, where there is a gain
+            held_out = final.get(f"held_out{of}/{name}/gain")
             table.add_row(
                 f"{name} (trained)" if name == trained else name,
                 f"{value['mean']:.3f}",
