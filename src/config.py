@@ -41,6 +41,8 @@ class Task(enum.Enum):
     finetune = "finetune"
     train_reward = "train_reward"
     best_of_n = "best_of_n"
+    code = "code"
+    das = "das"
     evaluate = "evaluate"
 
 
@@ -92,6 +94,24 @@ class RewardTraining:
 
 
 @dataclass
+class CodeOptions:
+    """How blocks are chosen, where task is code; see src/tasks/code.py."""
+
+    block_size: int = MISSING
+    n: Any = MISSING  # a number, or several for a curve
+
+
+@dataclass
+class DasOptions:
+    """How particles are led, where task is das; see src/tasks/das.py."""
+
+    particles: Any = MISSING  # a number, or several for a curve
+    alpha: Any = MISSING  # likewise
+    gamma: float | None = None
+    ess_threshold: float = 0.5
+
+
+@dataclass
 class Config:
     """Every top-level key. Groups are `Any` here: their components check themselves by `_target_`."""
 
@@ -108,6 +128,8 @@ class Config:
     evaluation: dict[str, Any] = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     reward_training: RewardTraining | None = None
+    code: CodeOptions | None = None
+    das: DasOptions | None = None
     logger: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
 

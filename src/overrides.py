@@ -11,7 +11,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 
 CONF = Path(__file__).parent.parent / "conf"
 MULTIRUN = ("-m", "--multirun")
-LISTS, PATHS = ("scale", "aig", "steps"), ("weights",)  # keys that have their own way of being written
+LISTS, PATHS = (
+    ("scale", "aig", "steps", "code.n", "das.particles", "das.alpha"),
+    ("weights",),
+)  # keys that have their own way of being written
 TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key takes
     "to Integer": "a whole number",
     "to Float": "a number",

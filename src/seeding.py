@@ -8,11 +8,12 @@ RESET_STREAM = 1 << 20
 EVALUATION_STREAM = 1 << 21  # one more for each prompt set
 PROMPT_STREAM = 1 << 22
 CRITIC_STREAM = 1 << 23
-POOL_STREAM = 1 << 24  # best-of-n's
+POOL_STREAM = 1 << 24  # of controls: best-of-n's samples, and candidates and particles beyond the first
 PROBE_STREAM = 1 << 25
 DROPOUT_STREAM = 1 << 26  # a rank's
 LOSS_STREAM = 1 << 27  # what a loss draws for all rows of an optimizer step
 FORWARD_STREAM = 1 << 28  # noise of the forward process, of a sample at a slot
+RESAMPLING_STREAM = 1 << 29  # which particles go on, of a picture at a step
 
 
 def seed_of(*keys: int) -> int:

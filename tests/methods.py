@@ -12,7 +12,14 @@ from src.tasks.finetune import fine_tune
 from tests.conftest import ROOT, composed
 
 SMALL = (
-    *("+debug=tiny", "logger.mode=disabled", "trainer.accelerator=cpu", "policy=lora", "num_steps=2", "callbacks.watch=null"),
+    *(
+        "+debug=tiny",
+        "logger.mode=disabled",
+        "trainer.accelerator=cpu",
+        "policy=lora",
+        "num_steps=2",
+        "callbacks.watch=null",
+    ),
     *("suite.judges=null", "~suite.rewards.pickscore", "~suite.rewards.imagereward"),
     *("evaluation.max_prompts=2", "evaluation.grid_pictures=2", "critic.precision=fp32"),
 )

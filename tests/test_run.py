@@ -108,7 +108,13 @@ BAD = {
         "3 processes would hold samples of one prompt apart, and D3PO pairs them",
     ),
     "a pair whose prompt comes again": (
-        ["+experiment=dpo_online", "trainer.devices=2", "trainer.accelerator=cpu", "prompts=file", "prompts.path={four}"],
+        [
+            "+experiment=dpo_online",
+            "trainer.devices=2",
+            "trainer.accelerator=cpu",
+            "prompts=file",
+            "prompts.path={four}",
+        ],
         "at most 32",
     ),
     "no threads": (["threads=0"], "threads=0 must be at least 1"),

@@ -22,10 +22,12 @@ GLOSSARY: dict[str, Entry] = {
     "iteration": Entry("iterations", "rounds of sampling and training done"),
     "reward_queries": Entry(
         "images",
-        "images scored for training; the x-axis of every curve; of others' checkpoints the number in their names, "
-        "where queries_per_step does not say more",
+        "images scored for training; the x-axis of every curve; of controls what one picture costs; of others' "
+        "checkpoints the number in their names, where queries_per_step does not say more",
     ),
-    "reward_gradients": Entry("images", "images that the reward's gradient was taken of, for training"),
+    "reward_gradients": Entry(
+        "images", "images that the reward's gradient was taken of, for training; of controls for one picture"
+    ),
     "optimizer_steps": Entry("steps", "optimizer steps of the policy"),
     "seconds": Entry("s", "training time so far, evaluation and logging excluded"),
     "reward/<reward>/mean": Entry("reward", "raw training reward, mean over the iteration's samples"),
@@ -139,6 +141,15 @@ GLOSSARY: dict[str, Entry] = {
         "samples",
         "base samples a prompt that the best was chosen from, by the trained reward",
         "Nakano et al. 2021, appendix I",
+    ),
+    "code/n": Entry(
+        "samples",
+        "candidates of a block that the best was chosen from, by the trained reward; 1: the base",
+        "arXiv 2502.00968",
+    ),
+    "das/particles": Entry("particles", "how many are drawn for a picture", "arXiv 2501.05803"),
+    "das/alpha": Entry(
+        "base sd / nat", "temperature of the trained reward: exp(r / alpha) tilts the base", "arXiv 2501.05803"
     ),
     "pictures/distance": Entry("1 - cos", "mean pairwise feature distance within a prompt"),
     "pictures/vendi": Entry(

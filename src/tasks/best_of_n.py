@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from rich.table import Table
 from torch import Tensor
 
 from src.callbacks.gallery import picture_grid, save_png
-from src.errors import BASE_IS_BROKEN, TrainingError, UserError, reward_is_broken
+from src.errors import BASE_IS_BROKEN, TrainingError, reward_is_broken
 from src.files import make_folder
 from src.loggers.tracker import tell_where_to_look
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
@@ -37,21 +36,17 @@ from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
 from src.tasks.building import build, build_loggers, build_rewards, trainer_of
-from src.tasks.session import POOL, new_run, quieten, session, stored_run
+from src.tasks.control import opened, write_arrays
+from src.tasks.outcome import Row, curve_table
+from src.tasks.session import POOL
 from src.texts import warn_of_cut
 
 GRID_PROMPTS, GRIDS = 32, ("first", "best")
-Row = dict[str, float | int]
 
 
 def run(composed: DictConfig) -> dict[str, Any]:
     """The whole control; returns its last row."""
-    quieten()
-    cfg, folder = stored_run(composed) if composed.resume else new_run(composed, "best_of_n")
-    if (folder / "summary.json").exists():
-        raise UserError(f"resume={folder}: it is finished, and there is nothing to go on with.")
-    with session(folder):
-        return control(cfg, folder)
+    return opened(composed, "best_of_n", control)
 
 
 def control(cfg: dict[str, Any], folder: Path) -> Row:
@@ -73,7 +68,7 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
         score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"], folder / POOL)
     pool = Pool.read(folder / POOL, list(rewards))
     np.savez(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
-    rows = curve(pool.scores, cfg["train_reward"], prompts)
+    rows = curve(pool.scores, cfg["train_reward"], prompts, rewards[cfg["train_reward"]].queries)
     log_rows(rows, loggers)
     pool.save_grids(folder / "samples", prompts, int(rows[-1]["best_of_n/n"]))
     seconds = time.perf_counter() - started
@@ -82,7 +77,9 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
         {"experiment": cfg["name"], "final": rows[-1], "seconds": seconds, "versions": versions()},
     )
     shutil.rmtree(folder / POOL)  # it is in scores.npz and the grids
-    print_curve(cfg["name"], rows, list(rewards))
+    firsts = {"n": [f"{row['best_of_n/n']:.0f}" for row in rows]}
+    firsts["KL [nats]"] = [f"{row['kl/trajectory']:.2f}" for row in rows]
+    show(curve_table(f"{cfg['name']}: gain over the base [base sd]", firsts, rows, list(rewards)))
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
     tell_where_to_look(loggers)
     return rows[-1]
@@ -145,14 +142,15 @@ def score_pool(
         if p < GRID_PROMPTS:
             chosen = images[[0, int(found[f"scores/{proxy}"].argmax())]].cpu().numpy()
             found |= dict(zip(GRIDS, chosen, strict=True))
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as whole:
-            np.savez(whole, **found)
-        partial.replace(file)
+        write_arrays(file, **found)
 
 
-def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: list[str]) -> list[Row]:
-    """A row for each n = 1, 2, 4, ... up to the pool; gains over the base's mean of the prompt, in base sd."""
+def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: list[str], queries: int = 1) -> list[Row]:
+    """A row for each n = 1, 2, 4, ... up to the pool; gains over the base's mean of the prompt, in base sd.
+
+    Args:
+        queries: rewards that a picture's score asks.
+    """
     size = next(iter(scores.values())).shape[1]
     units = [prompt for prompt in prompts for _ in range(size)]
     spread = {name: spread_within(table.flatten().numpy(), units) or float("nan") for name, table in scores.items()}
@@ -160,7 +158,8 @@ def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: lis
     peak = dict.fromkeys(scores, float("-inf"))
     for n in (2**k for k in range(size.bit_length()) if 2**k <= size):
         kl = best_of_n_kl(n)
-        row: Row = {"iteration": n, "reward_queries": n, "best_of_n/n": n, "kl/trajectory": kl, "kl/sqrt": kl**0.5}
+        cost = {"reward_queries": n * queries, "reward_gradients": 0}
+        row: Row = {"iteration": n, "best_of_n/n": n, "kl/trajectory": kl, "kl/sqrt": kl**0.5} | cost
         for name, table in scores.items():
             chosen = np.array([best_of_n(scores[proxy][p], table[p], n) for p in range(len(prompts))])
             gain = bootstrap_mean((chosen - table.mean(1).numpy()) / spread[name], prompts)
@@ -177,13 +176,3 @@ def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: lis
             row[f"eval/{name}/gap"] = row[f"eval/{proxy}/gain"] - row[f"eval/{name}/gain"]
         rows.append(row)
     return rows
-
-
-def print_curve(title: str, rows: list[Row], names: list[str]) -> None:
-    table = Table(title=f"{title}: gain over the base [base sd]")
-    for column in ("n", "KL [nats]", *names):
-        table.add_column(column, justify="right")
-    for row in rows:
-        gains = (f"{row[f'eval/{name}/gain']:+.2f}" for name in names)
-        table.add_row(f"{row['best_of_n/n']:.0f}", f"{row['kl/trajectory']:.2f}", *gains)
-    show(table)

@@ -1,45 +1,34 @@
 """Evaluates weights of any origin as training does its own: `python -m src.run +experiment=evaluate weights=PATH`.
 
-The base first, then every checkpoint of a series, or one checkpoint by degrees (scale=, aig=). Lightning's fit goes
-through them as it does through a run's iterations, so that evaluation, watch, logs and resuming are training's own.
+The base first, then every checkpoint of a series, or one checkpoint by degrees (scale=, aig=).
 """
 
 import copy
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, isfinite
-from torch.utils.data import DataLoader, IterableDataset
 
-from src.callbacks.checkpoints import Checkpoints, harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.config import default_values
-from src.errors import TrainingError, UserError
+from src.errors import UserError
 from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
-from src.metrics.glossary import lookup
 from src.policy.adoption import adopt
 from src.policy.diffusion import DiffusionPolicy
-from src.prompts import check_prompts
-from src.ranks import Ranks
 from src.report.page import write_report
 from src.report.runs import find_runs
-from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
-from src.tasks.building import build, build_callback, build_loggers, build_rewards, trainer_faults, trainer_of
-from src.tasks.finetune import load_checkpoint
+from src.tasks.building import build, build_callback, build_rewards
 from src.tasks.members import Point, paths_of, points_of
-from src.tasks.outcome import Row, kl_sentence, outcome_table
-from src.tasks.session import fit, new_run, quieten, session, stored_run
-from src.texts import warn_of_cut
+from src.tasks.outcome import kl_sentence, outcome_table
+from src.tasks.series import Series, build_evaluation, go_through, members_of
+from src.tasks.session import new_run, quieten, session, stored_run
 from src.types import Metrics
 
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
@@ -90,26 +79,15 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise UserError("weights: some are LoRAs and some full UNets; evaluate them apart.")
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     cfg = copy.deepcopy(cfg)  # what is stored is what was asked for, and the same command finds it again
-    cfg["policy"]["finetune"], cfg["evaluation"]["every"] = points[0].weights.kind, 1
+    cfg["policy"]["finetune"] = points[0].weights.kind
     rewards = build_rewards(cfg["suite"]["rewards"])
-    series = build_series(cfg, points, rewards)
-    evaluation, watches = build_evaluation(cfg, folder, series, rewards)
-    checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
-    done = checkpoint["progress"]["iteration"] if checkpoint else -1
-    print(f"run folder: {folder}", flush=True)
-    callbacks = [evaluation, *watches, Told(evaluation, len(points)), Checkpoints(str(folder), every=1)]
-    loggers = build_loggers(cfg, folder, resumed_at=done)
-    trainer = trainer_of(cfg, limit_train_batches=len(points), logger=loggers, callbacks=callbacks)
-    started = time.perf_counter()
-    if done < len(points) and not (checkpoint and checkpoint["progress"]["stopped"]):
-        path = str(folder / "checkpoints" / "last.ckpt") if checkpoint else None
-        with harmless_contents(), trainer_faults():
-            fit(trainer, series, ckpt_path=path, weights_only=True)
-    else:
-        series.on_load_checkpoint(checkpoint)
-        for callback in (evaluation, *watches):
-            callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-    summary = summarise(cfg, folder, series, evaluation, watches, time.perf_counter() - started)
+    lightning.seed_everything(cfg["seed"], verbose=False)
+    policy = build(cfg["policy"])
+    series = WeightSeries(policy, cfg["train_reward"], members_of(cfg, rewards), points, cfg["policy"]["path"])
+    evaluation = build_evaluation(cfg, folder, policy, rewards)
+    watches = build_watches(cfg, folder, series)
+    seconds, loggers = go_through(cfg, folder, series, evaluation, watches)
+    summary = summarise(cfg, folder, series, evaluation, watches, seconds)
     tell_where_to_look(loggers)
     return summary
 
@@ -124,8 +102,7 @@ def source_run(weights: Any) -> Path | None:
     else:
         first = next(iter(paths_of(weights)), "")
     folder = user_path(str(first))
-    above = folder.parents[: 2 if folder.parent.name == "best" else 1]  # best/ema lies deeper
-    return next((place for place in (folder, *above) if (place / "config.yaml").is_file()), None)
+    return next((place for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None)
 
 
 def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictConfig:
@@ -156,136 +133,36 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 # ------------------------------------------------------------------------------------------------------------- building
 
 
-class Left(IterableDataset):
-    """Numbers of a series' points that are not evaluated yet."""
+class WeightSeries(Series):
+    """An iteration takes up weights that somebody else has trained."""
 
-    def __init__(self, series: "Series"):
-        self.series = series
+    policy: DiffusionPolicy
+    points: list[Point]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.series.iteration, len(self.series.points)))
+    @property
+    def when(self) -> str:
+        return "after {:,} reward queries" if self.points[0].counted else "at checkpoint {:,}"
 
-
-class Series(LightningModule):
-    """What callbacks ask of a finetuner, where an iteration takes up weights that somebody else has trained."""
-
-    averaged = None  # weights beside the policy's own
-    def __init__(self, policy: DiffusionPolicy, reward_name: str, members: list[str], points: list[Point], base: str):
-        super().__init__()
-        self.automatic_optimization = False
-        self.policy, self.reward_name, self.reward_members, self.base = policy, reward_name, members, base
-        self.points, self.iteration, self.ranks = points, 0, Ranks()
-        self.reward_queries = 0
-        self.when = "after {:,} reward queries" if points[0].counted else "at checkpoint {:,}"
-
-    def training_step(self, batch: int, batch_idx: int) -> None:
-        """Takes up the point of that number; callbacks do the rest."""
-        point = self.points[batch]
+    def take_up(self, number: int) -> None:
+        point = self.points[number]
         adopt(self.policy, point.weights, self.base, point.scale)
         self.policy.annealing = point.aig
         self.policy.to(self.device)
-        self.iteration, self.reward_queries = batch + 1, point.at
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(Left(self), batch_size=None)
-
-    def configure_optimizers(self) -> None:
-        """Nothing is trained."""
-
-    def record(self, kind: str, metrics: Metrics) -> Row:
-        """One row, as training has it; what is not known of weights of others is left out."""
-        row: Row = {"iteration": self.iteration, "reward_queries": self.reward_queries}
-        if kind == "evaluation":
-            point = self.points[self.iteration - 1] if self.iteration else None
-            row["policy/scale"] = point.scale if point else 0.0
-            if not self.points[0].counted:
-                row["policy/checkpoint"] = self.reward_queries
-            if point and point.aig is not None:
-                row["policy/aig"] = point.aig
-        row |= metrics
-        for key in row:
-            lookup(key)
-        for logger in self.loggers:
-            logger.log_metrics({"kind": kind} | row, step=self.iteration)  # type: ignore[arg-type]
-        return row
-
-    def check_pictures(self, images: Tensor, where: str = "") -> None:
-        """Raises TrainingError on pictures that are no longer any."""
-        self._check_finite("a sampled picture", images)
-
-    def check_scores(self, name: str, scores: Tensor, where: str = "") -> None:
-        """Raises TrainingError on what a reward says of pictures that are in order."""
-        self._check_finite(f"the reward {name}", scores)
-
-    def _check_finite(self, name: str, values: Tensor) -> None:
-        if not isfinite(values).all():
-            place = self.points[self.iteration - 1].label if self.iteration else f"the base {self.base}"
-            raise TrainingError(f"{name} is not finite at {place}; stopped. The rows before it are intact.")
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {}  # weights lie where they came from
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """See state_dict."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        stopped = bool(self.trainer.should_stop)
-        checkpoint["progress"] = {
-            "iteration": self.iteration,
-            "reward_queries": self.reward_queries,
-            "stopped": stopped,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["progress"]
-        self.iteration, self.reward_queries = progress["iteration"], progress["reward_queries"]
+    def columns(self, point: Point | None) -> Metrics:
+        found: Metrics = {"policy/scale": point.scale if point else 0.0}
+        if not self.points[0].counted:
+            found["policy/checkpoint"] = self.reward_queries
+        if point and point.aig is not None:
+            found["policy/aig"] = point.aig
+        return found
 
 
-def build_series(cfg: dict[str, Any], points: list[Point], rewards: dict[str, RewardModel]) -> Series:
-    lightning.seed_everything(cfg["seed"], verbose=False)
-    trained = rewards[cfg["train_reward"]]
-    members = [name for name, model in rewards.items() if model in list(getattr(trained, "members", []))]
-    return Series(build(cfg["policy"]), cfg["train_reward"], members, points, cfg["policy"]["path"])
-
-
-def build_evaluation(
-    cfg: dict[str, Any], folder: Path, series: Series, rewards: dict[str, RewardModel]
-) -> tuple[CrossRewardEvaluation, list[OveroptimizationWatch]]:
-    """As in training; the watch has nothing to follow where one checkpoint is looked at by degrees."""
-    prompts = build(cfg["prompts"])
-    judges = build_rewards(cfg["suite"]["judges"] or {})
-    check_prompts(judges.values(), [*prompts.train, *prompts.held_out], prompts.places)
-    warn_of_cut({"the policy": series.policy} | rewards | judges, [*prompts.train, *prompts.held_out])
-    evaluation = build(cfg["evaluation"], _partial_=True)(
-        run_dir=str(folder),
-        rewards=rewards | judges,
-        prompts=prompts,
-        judge=next(iter(judges), None),
-        judges=list(judges),
-    )
+def build_watches(cfg: dict[str, Any], folder: Path, series: WeightSeries) -> list[OveroptimizationWatch]:
+    """As in training; there is nothing to follow where one checkpoint is looked at by degrees."""
     degrees = {(point.scale, point.aig) for point in series.points}
     callbacks = [build_callback(options, folder) for options in cfg["callbacks"].values()]
-    return evaluation, [c for c in callbacks if isinstance(c, OveroptimizationWatch)] if len(degrees) == 1 else []
-
-
-class Told(Callback):
-    """A line for each point that is done, with the gains."""
-
-    def __init__(self, evaluation: CrossRewardEvaluation, points: int):
-        self.evaluation, self.points = evaluation, points
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
-        if pl_module.iteration == 0:
-            print(f"base evaluated; {self.points} to go", flush=True)
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        row, point = self.evaluation.history[-1], pl_module.points[pl_module.iteration - 1]
-        names = [pl_module.reward_name, *([self.evaluation.judge] if self.evaluation.judge else [])]
-        gains = [f"{name} {row[key]:+.2f}" for name in names if (key := f"eval/{name}/gain") in row]
-        print(f"{pl_module.iteration}/{self.points}  {point.label}: {', '.join(gains)}", flush=True)
+    return [c for c in callbacks if isinstance(c, OveroptimizationWatch)] if len(degrees) == 1 else []
 
 
 # ---------------------------------------------------------------------------------------------------------- summing up
@@ -294,7 +171,7 @@ class Told(Callback):
 def summarise(
     cfg: dict[str, Any],
     folder: Path,
-    series: Series,
+    series: WeightSeries,
     evaluation: CrossRewardEvaluation,
     watches: Iterable[OveroptimizationWatch],
     seconds: float,

@@ -1,5 +1,7 @@
 """What an evaluation says, on the screen."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 Row = dict[str, float | int]
@@ -32,3 +34,15 @@ def kl_sentence(final: Row) -> str:
     if "kl/trajectory" not in final:
         return "no KL from the base: a step without noise has no density"
     return f"KL from the base {final['kl/trajectory']:.1f} nats"
+
+
+def curve_table(title: str, firsts: dict[str, list[str]], rows: Sequence[Row], names: Sequence[str]) -> Table:
+    """A row for each point of a curve: the columns that are given by their titles, then the gain of each reward."""
+    table = Table(title=title)
+    for column in (*firsts, *names):
+        table.add_column(column, justify="right")
+    for k, row in enumerate(rows):
+        gains = (row.get(f"eval/{name}/gain") for name in names)
+        cells = ("-" if gain is None else f"{gain:+.2f}" for gain in gains)
+        table.add_row(*(column[k] for column in firsts.values()), *cells)
+    return table
