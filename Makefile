@@ -5,7 +5,7 @@ STAGES := vae clip clip_narrow matching unet classifier gold artifact
 STAGE ?= $(STAGES)
 REWARD ?= hps pickscore imagereward aesthetic
 
-.PHONY: setup run test check mini rewards clean
+.PHONY: setup run test check docs mini rewards clean
 
 setup: .venv/.ready
 
@@ -21,10 +21,15 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
-	$(BIN)/ruff check src tests hydra_plugins experiments benchmarks
-	$(BIN)/ruff format --check src tests hydra_plugins experiments benchmarks
+	$(BIN)/ruff check src tests docs hydra_plugins experiments benchmarks
+	$(BIN)/ruff format --check src tests docs hydra_plugins experiments benchmarks
 	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py \
 	  src/hub.py src/ranks.py src/files.py src/overrides.py src/errors.py
+
+docs: setup  ## the pages of docs/ as a site, in site/
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"

@@ -50,35 +50,35 @@ class Task(enum.Enum):
 class Budget:
     """How much a run may spend; counted in images, so that any number of devices gives the same run."""
 
-    iterations: int = MISSING
-    lr_factor: float = 1.0
-    lr_ramp: int = 0
+    iterations: int = MISSING  # rounds of sampling and training
+    lr_factor: float = 1.0  # what the learning rate goes to, times itself,
+    lr_ramp: int = 0  # in so many iterations; 0: at once
 
 
 @dataclass
 class Suite:
     """A base model with its prompts, rewards and budgets."""
 
-    name: str = MISSING
+    name: str = MISSING  # in messages, tags and run folders
     base: str = MISSING  # folder, or hub id
     revision: str | None = None  # of the hub's
     variant: str | None = None  # of its weight files, such as fp16
-    feature_precision: str = "fp32"
-    feature_stride: int = 1
+    feature_precision: str = "fp32"  # of what the critic sees: fp32, bf16, or auto
+    feature_stride: int = 1  # of the steps that the critic sees: 2 for every second
     lr: dict[str, dict[str, float]] = MISSING  # by what is fine-tuned, then by the algorithm's schedule
-    clip_range: float = 1e-4
+    clip_range: float = 1e-4  # of the ratio pi_theta / pi_old, densities per latent dimension
     guard_clip_range: float = 4e-6  # GRPO-Guard's; goes with the root of the latent dimensions
-    lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    normaliser_min_count: int = 16
+    lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # with adapters
+    normaliser_min_count: int = 16  # rewards of a prompt before its own moments count
     group: int = 16  # samples of a prompt, where they are compared with each other
-    timestep_weighting: str = "uniform"
-    timestep_fraction: float = 1.0
+    timestep_weighting: str = "uniform"  # how much a step counts: uniform, or variance
+    timestep_fraction: float = 1.0  # share of the steps that are trained, the noisiest
     rewards: dict[str, Any] = MISSING  # what a policy may train on
     base_moments: dict[str, dict[str, float]] = field(default_factory=dict)  # mean and std of rewards on the base
     judges: dict[str, Any] | None = None  # what only evaluates
-    tower: dict[str, Any] = MISSING
+    tower: dict[str, Any] = MISSING  # image embeddings that measure diversity and drift
     control: str | None = None  # what choosing the best of n base samples does, where it is known
-    budgets: dict[str, Budget] = MISSING
+    budgets: dict[str, Budget] = MISSING  # by name
 
 
 @dataclass
@@ -113,58 +113,63 @@ class DasOptions:
 
 @dataclass
 class Config:
-    """Every top-level key. Groups are `Any` here: their components check themselves by `_target_`."""
+    """Every top-level key; docs/configuration/ shows these comments.
 
-    suite: Suite = MISSING
-    policy: dict[str, Any] = MISSING
-    algorithm: dict[str, Any] = MISSING
-    critic: dict[str, Any] = MISSING
-    reset: dict[str, Any] = MISSING
-    regulariser: dict[str, Any] = field(default_factory=lambda: {"_target_": "src.regularisers.none.NoRegulariser"})
-    prompts: dict[str, Any] = MISSING
-    normaliser: dict[str, Any] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    critic_optimizer: dict[str, Any] = MISSING
-    evaluation: dict[str, Any] = MISSING
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    reward_training: RewardTraining | None = None
-    code: CodeOptions | None = None
-    das: DasOptions | None = None
-    logger: dict[str, Any] = MISSING
-    trainer: dict[str, Any] = MISSING
+    Groups are `Any` here: their components check themselves by `_target_`.
+    """
 
-    task: Task = Task.finetune
-    name: str | None = None
+    suite: Suite = MISSING  # base model, prompts, rewards, budgets
+    policy: dict[str, Any] = MISSING  # what is fine-tuned, and how it samples
+    algorithm: dict[str, Any] = MISSING  # what a step is worth, and what it costs
+    critic: dict[str, Any] = MISSING  # V(x_t, t), of algorithms that have one
+    reset: dict[str, Any] = MISSING  # which neurons start afresh, and when
+    regulariser: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "src.regularisers.none.NoRegulariser"}
+    )  # what keeps the policy near its base
+    prompts: dict[str, Any] = MISSING  # what is trained on, and what is held out
+    normaliser: dict[str, Any] = MISSING  # rewards of different prompts on one scale
+    optimizer: dict[str, Any] = MISSING  # of the policy
+    critic_optimizer: dict[str, Any] = MISSING  # of the critic
+    evaluation: dict[str, Any] = MISSING  # what is measured on the way, and how
+    callbacks: dict[str, Any] = field(default_factory=dict)  # the watch
+    reward_training: RewardTraining | None = None  # how a reward learns
+    code: CodeOptions | None = None  # how CoDe chooses (task=code)
+    das: DasOptions | None = None  # how DAS leads particles (task=das)
+    logger: dict[str, Any] = MISSING  # where curves go, beside metrics.jsonl
+    trainer: dict[str, Any] = MISSING  # Lightning's: devices, precision
+
+    task: Task = Task.finetune  # what the command does; experiments set it
+    name: str | None = None  # of the experiment, in folders, groups and tags; null: the +experiment= chosen
     train_reward: Any = MISSING  # a name, or a list of names: their weighted sum, each standardised first
-    train_weights: list[float] | None = None  # of several
-    budget: str = "default"
-    iterations: int = MISSING
-    samples_per_iteration: int = MISSING
-    samples_per_prompt: int = MISSING
-    num_steps: int = MISSING
-    guidance: float = MISSING
-    microbatch: int = MISSING
-    max_grad_norm: float = 1.0
-    lr_factor: float = 1.0
-    lr_ramp: int = 0
-    critic_epochs: int = 1
-    critic_gradient_factor: float = 1.0
-    neuron_probe: int = 1024
-    neuron_probe_scattered: bool = False
-    checkpoint_every: int = 10
-    pairs: int = 24000
-    pictures: int = 8192
-    pool: int = 256
-    seed: int = 0
-    threads: int | None = None
-    weights: Any = None
-    scale: Any = None
-    aig: Any = None
-    steps: list[int] | None = None
-    queries_per_step: float | None = None
-    objective: str | None = None
-    run_dir: str | None = None
-    resume: str | None = None
+    train_weights: list[float] | None = None  # of several rewards; null: 1 each
+    budget: str = "default"  # a name of suite.budgets
+    iterations: int = MISSING  # rounds of sampling and training
+    samples_per_iteration: int = MISSING  # pictures an iteration
+    samples_per_prompt: int = MISSING  # of them of one prompt; divides samples_per_iteration
+    num_steps: int = MISSING  # denoising steps of a picture
+    guidance: float = MISSING  # classifier-free guidance, in sampling and in training; 1: none
+    microbatch: int = MISSING  # rows that go through the network at a time; fewer take less memory
+    max_grad_norm: float = 1.0  # gradient-norm clip, of policy and critic apart
+    lr_factor: float = 1.0  # what the policy's learning rate goes to, times itself,
+    lr_ramp: int = 0  # in so many iterations; 0: at once
+    critic_epochs: int = 1  # passes of the critic over an iteration's states; 10 explain several times as much
+    critic_gradient_factor: float = 1.0  # multiplies the critic's clipped gradients; 2^-16: the authors' scaler
+    neuron_probe: int = 1024  # states that the critic's neurons are measured on
+    neuron_probe_scattered: bool = False  # states at random, not all steps of some samples
+    checkpoint_every: int = 10  # iterations between checkpoints
+    pairs: int = 24000  # comparisons that a reward learns from (task=train_reward)
+    pictures: int = 8192  # pictures that these are drawn from
+    pool: int = 256  # base samples a prompt that best-of-n chooses from
+    seed: int = 0  # of everything that is drawn
+    threads: int | None = None  # CPU threads; null leaves it to torch
+    weights: Any = None  # to be evaluated: a path, a pattern, a list, or a hub id (task=evaluate)
+    scale: Any = None  # how much of them is used, 1 is all; several draw a frontier: scale=0,0.5,1
+    aig: Any = None  # or annealed importance guidance of these powers: 0 the tuned model, inf the base
+    steps: list[int] | None = None  # numbers of the checkpoints, where their names do not tell
+    queries_per_step: float | None = None  # images scored for training from one number to the next
+    objective: str | None = None  # the final figure that a search is after, such as held_out/gold/gain
+    run_dir: str | None = None  # the run folder; null: a new dated one under runs/
+    resume: str | None = None  # go on with this run folder, or with the last
 
 
 ConfigStore.instance().store(name="schema", node=Config)

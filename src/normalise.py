@@ -17,6 +17,11 @@ class PromptNormaliser:
     """(r - mean) / (std + eps) with moments over the last `buffer` rewards of the same prompt.
 
     Until a prompt has `min_count` rewards the moments of the whole batch stand in. Population standard deviations.
+
+    Args:
+        buffer: rewards of a prompt that are remembered.
+        min_count: rewards of a prompt before its own moments count.
+
     Raises UserError where no prompt would ever have that many.
     """
 

@@ -48,7 +48,7 @@ def server(monkeypatch):
 
 
 def sync(folder: Path, server: WandbServer) -> StoredRun:
-    """What README tells to do; returns the only run that the server then has."""
+    """What docs/guides/wandb.md tells to do; returns the only run that the server then has."""
     command = [sys.executable, "-m", "wandb", "sync", "wandb"]
     here = {"env": os.environ | server.environment(), "cwd": folder}
     done = subprocess.run(command, **here, capture_output=True, text=True, timeout=120)

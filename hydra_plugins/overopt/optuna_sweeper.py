@@ -23,6 +23,8 @@ class OptunaSweeper(Sweeper):
     """Searches for the values of what is swept that make the jobs' return value best.
 
     Args:
+        n_trials: in all.
+        direction: `maximize` or `minimize`.
         n_jobs: trials that are asked for, and launched, at a time.
         seed: of the sampler; the same command proposes the same trials as long as they return the same.
         params: key -> value or sweep in Hydra's syntax; the command line's win.

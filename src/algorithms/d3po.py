@@ -17,7 +17,12 @@ from src.types import Rows
 
 
 class D3PO(Preference):
-    """-log sigmoid of beta times the difference of two clipped log-ratios to the reference."""
+    """-log sigmoid of beta times the difference of two clipped log-ratios to the reference.
+
+    Args:
+        beta: how soon a preference counts as learnt.
+        clip_range: of the ratio to the reference.
+    """
 
     needs_reference = True
 

@@ -26,7 +26,8 @@ class DPOK(Algorithm):
 
     Args:
         reward_weight, kl_weight: alpha and beta; their ratio decides.
-        baseline: `critic` takes V(x_t, t) off the reward.
+        clip_range: of the ratio pi_theta / pi_old.
+        baseline: `critic` takes V(x_t, t) off the reward. value_clip_range: of the critic's step.
         rewards: normalised by `prompt`, or `raw`.
     """
 

@@ -32,12 +32,13 @@ class GRPO(Algorithm):
     Args:
         std: of the `group`, of all samples (`batch`), or 1 (`none`); population standard deviations.
         eps: added to it.
-        clip_range: of the ratio, below 1; `clip_range_high` above it (DAPO's asymmetric clip), null for the same.
-        ratio: `plain`, or `guard`, whose clip range is `guard_clip_range`.
-        trust: `clip` the ratio, or drop rows by their `divergence`: `max_divergence` nats a step, summed over
-            dimensions.
+        clip_range: of the ratio, below 1. clip_range_high: above it (DAPO's asymmetric clip); null for the same.
+        advantage_clip: of the advantages, in standard deviations.
+        ratio: `plain`, or `guard` (GRPO-Guard). guard_clip_range: the latter's clip range.
+        trust: `clip` the ratio, or drop rows by their `divergence` (Flow-DPPO). max_divergence: nats a step, summed
+            over dimensions, beyond which rows that would move on are dropped.
         drop_flat: groups without spread are left out of the mean over rows, which they would only dilute (DAPO).
-        baseline: `critic` takes V(x_t, t) off what a step is worth.
+        baseline: `critic` takes V(x_t, t) off what a step is worth. value_clip_range: of the critic's step.
     """
 
     needs_groups = True

@@ -32,8 +32,9 @@ class NFT(Algorithm):
 
     Args:
         beta: how far v+ and v- lie on either side of v_old.
+        advantage_clip: of the advantages, in standard deviations.
         rise, most: of eta.
-        std: of a group's rewards or of all (`batch`), as in GRPO.
+        std: of a group's rewards or of all (`batch`), as in GRPO. eps: added to it.
     """
 
     needs_groups = True

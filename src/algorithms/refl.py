@@ -25,6 +25,7 @@ class ReFL(ThroughReward):
     Args:
         first: share of the trajectory before the earliest step that may be drawn; 0.75 in the paper.
         margin: standardised reward from which on a picture is good enough; null for no such.
+        scale: of the loss.
     """
 
     def __init__(self, first: float = 0.75, margin: float | None = 2.0, scale: float = 1e-3, **others: Any):

@@ -23,7 +23,13 @@ from src.types import Credit, Rows
 
 
 class TDPO(Algorithm):
-    """A_t = standardised G_t - V(x_t, t), clipped to +-advantage_clip."""
+    """A_t = standardised G_t - V(x_t, t), clipped to +-advantage_clip.
+
+    Args:
+        clip_range: of the ratio pi_theta / pi_old. value_clip_range: of the critic's step, in its loss.
+        advantage_clip: of the advantages, in standard deviations.
+        normalise_over: samples of one `timestep`, or `all` samples and steps (the authors').
+    """
 
     uses_critic = True
 

@@ -96,8 +96,9 @@ class CrossRewardEvaluation(Callback):
         rewards: every reward to report, by name. judge: which of them is the truth, if any is. judges: those that are
             no reward to train on, and have no part in joint rates.
         tower: its image embeddings measure diversity and drift; best one that no policy trains on.
-        samples_per_prompt: pictures a training prompt, each with its own fixed seed; `held_out_samples_per_prompt`
-            likewise.
+        samples_per_prompt: pictures a training prompt, each with its own fixed seed.
+        held_out_samples_per_prompt: the same of prompts that no run trains on.
+        every: iterations between two evaluations.
         kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
         max_prompts: of each set, spread evenly over it; null for all.
         lpips_network: alex, vgg or squeeze measures diversity by LPIPS too; needs torchvision and its weights.

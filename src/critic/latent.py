@@ -14,7 +14,11 @@ from src.types import Rollout
 
 
 class LatentCritic(Critic):
-    """Head on latents pooled to `grid` x `grid` cells."""
+    """Head on latents pooled to `grid` x `grid` cells.
+
+    Args:
+        grid: cells a side.
+    """
 
     def __init__(
         self,

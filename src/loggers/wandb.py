@@ -78,6 +78,7 @@ def make_wandb_logger(
     """A logger whose x-axis is `reward_queries`. A resumed run goes on under the same W&B id.
 
     Args:
+        project: W&B's.
         mode: `auto` is what WANDB_MODE says, else online with an API key at hand, else offline.
         resumed_at: the iteration that a run goes on from.
         rows: of metrics.jsonl up to there; W&B is told of those that it has not got.

@@ -1,6 +1,6 @@
 """Every key that a run may log, with its unit, meaning and source. `<reward>` stands for a reward's name.
 
-`python -m src.metrics.glossary` writes the table of docs/metrics.md.
+`python -m docs.generate` writes docs/metrics.md from it.
 """
 
 import functools
@@ -199,17 +199,8 @@ def lookup(key: str) -> Entry:
     raise KeyError(f"{key} is logged but not in src/metrics/glossary.py")
 
 
-def as_markdown(sources: bool) -> str:
+def as_markdown() -> str:
     """The whole glossary as a table."""
-    heading = ["key", "unit", "meaning", "source"][: 4 if sources else 3]
-    rows = [heading, ["---"] * len(heading)]
-    rows += [[f"`{key}`", *entry][: len(heading)] for key, entry in ((k, _cells(e)) for k, e in GLOSSARY.items())]
+    rows = [("key", "unit", "meaning", "source"), ("---",) * 4]
+    rows += [(f"`{key}`", entry.unit, entry.meaning, entry.source) for key, entry in GLOSSARY.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cells(entry: Entry) -> list[str]:
-    return [entry.unit, entry.meaning, entry.source]
-
-
-if __name__ == "__main__":
-    print(f"# Every key that a run logs\n\n{as_markdown(sources=True)}")

@@ -30,9 +30,12 @@ class DiffusionPolicy(LightningModule):
     """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the log-probability of any step of one.
 
     Args:
-        path: folder or hub id of a StableDiffusionPipeline with safetensors weights; `revision` of the latter.
+        path: folder or hub id of a StableDiffusionPipeline with safetensors weights.
+        revision: commit of the hub's.
         variant: of the weight files, such as `fp16`; all are computed with in float32.
         finetune: `lora` trains adapters on `lora_targets`, `full` the whole UNet.
+        lora_rank, lora_alpha: an adapter adds alpha / rank times the product of its two matrices.
+        lora_targets: ends of the names of the layers that get an adapter.
         num_steps: DDIM steps of a trajectory.
         eta: 0 deterministic, 1 the noise of DDPM. Must be positive, or no step has a density.
         guidance: classifier-free guidance scale, in sampling and in training; at 1 the second forward is left out.

@@ -24,6 +24,7 @@ class Reset:
         score: what activity is: `activation` (ReDo, Sokar et al. 2023) or `gradient` (GraMa, arXiv 2505.24061).
         trigger: a metric of the iteration, such as neurons/dormant_0.1; then a reset falls due, at the iterations that
             `every` names, only where the metric is above (`side`) or below its `level`.
+        level: of the trigger. side: on which of it a reset falls due.
         noise: every reset draws weights of its own, or (`same`, as in the authors' code) all draw the same ones.
         where: the `critic`'s hidden neurons, the ranks of the `policy`'s LoRA (by activation alone), or `both`.
     """

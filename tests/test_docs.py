@@ -1,0 +1,302 @@
+"""The docs: every block of code is run or says why not, every link leads somewhere, pages are short and up to date.
+
+A block is marked by a comment in the line before it:
+
+    <!-- test: compose -->             commands that compose to a configuration that passes the checks
+    <!-- test: parse -->               commands whose options their parsers take
+    <!-- test: python -->              is executed
+    <!-- test: module src.x.y -->      is that module, for the other blocks of its page
+    <!-- test: yaml group/name -->     is that file of conf/, composed and checked
+    <!-- test: reward name -->         is that entry of suite.rewards, likewise
+    <!-- test: run -->                 commands that are run, in order, with a tiny budget (the tutorial)
+    <!-- not tested: why -->
+"""
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import sys
+import types
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from docs import generate
+from src.config import check
+from src.overrides import MULTIRUN, fault_in, understood
+from tests.conftest import ROOT
+from tests.test_finetuner import build, fit, new_critic
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*PAGES, *sorted((ROOT / "experiments").rglob("*.md")), ROOT / "src/mini/weights/README.md"]
+MARK = re.compile(r"<!-- (?:test: (\w+) ?([\w./]*)|not tested: (\S.*)) -->")
+RUN = "python -m src.run"
+MAINS = {"src.report": "src.report.__main__"}
+TINY = ["+debug=tiny", "evaluation.max_prompts=2", "logger.mode=disabled", "threads=1"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page."""
+
+    page: Path
+    line: int  # of its fence
+    mark: str  # the line before it
+    text: str
+
+    @property
+    def kind(self) -> str | None:
+        """How it is tested; None for not at all."""
+        found = MARK.fullmatch(self.mark)
+        return found[1] if found else None
+
+    @property
+    def name(self) -> str:
+        found = MARK.fullmatch(self.mark)
+        return found[2] if found else ""
+
+    @property
+    def commands(self) -> list[list[str]]:
+        lines = self.text.replace("\\\n", " ").splitlines()
+        words = [shlex.split(line, comments=True) for line in lines]
+        return [each for each in words if each and each[0] != "."]  # . .venv/bin/activate
+
+
+def id_of(block: Block) -> str:
+    return f"{block.page.relative_to(ROOT)}:{block.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    lines, found, start = page.read_text(encoding="utf-8").splitlines(), [], None
+    for k, line in enumerate(lines):
+        if line.startswith("```"):
+            if start is None:
+                start = k
+            else:
+                mark = lines[start - 1].strip() if start else ""
+                found.append(Block(page, start + 1, mark, "\n".join(lines[start + 1 : k])))
+                start = None
+    assert start is None, f"{page}: a block that does not end"
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+SPANS = sorted(
+    {
+        (str(page.relative_to(ROOT)), span)
+        for page in PAGES
+        for span in re.findall(
+            rf"`({re.escape(RUN)} [^-`][^`]*|{re.escape(RUN)} -m [^`]+)`", page.read_text(encoding="utf-8")
+        )
+    }
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+def test_every_block_says_how_it_is_tested():
+    unmarked = [id_of(block) for block in BLOCKS if not MARK.fullmatch(block.mark)]
+    assert not unmarked, f"no comment before them (tests/test_docs.py says which): {unmarked}"
+    assert {block.kind for block in BLOCKS} == {None, *TESTED}
+
+
+def install(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a block the module that its mark names."""
+    module = types.ModuleType(block.name)
+    monkeypatch.setitem(sys.modules, block.name, module)
+    exec(compile(block.text, block.name, "exec"), module.__dict__)
+
+
+@pytest.fixture
+def of_the_page(request, monkeypatch, tmp_path):
+    """The modules and files of conf/ that the page tells to write, as if they had been written."""
+    block: Block = request.param
+    for other in blocks_of(block.page):
+        if other.kind == "module":
+            install(other, monkeypatch)
+        elif other.kind == "yaml":
+            path = tmp_path / f"{other.name}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(other.text)
+    monkeypatch.setenv("CONF_OF_THE_PAGE", str(tmp_path))
+    return block
+
+
+def composed(words: list[str]) -> DictConfig:
+    """The configuration of a command; of a sweep that of its first job."""
+    assert fault_in(words) is None
+    overrides = [word for word in understood(words) if word not in MULTIRUN]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    first = []
+    for override, text in zip(parsed, overrides, strict=True):
+        swept = override.is_sweep_override()
+        assert not swept or words != overrides or any(word.startswith("+sweeps=") for word in words), text
+        first.append(f"{text.split('=')[0]}={next(override.sweep_string_iterator())}" if swept else text)
+    more = os.environ.get("CONF_OF_THE_PAGE", ".")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", [*first, f"hydra.searchpath=[file://.,file://{more}]"], return_hydra_config=True)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def composes(block: Block) -> None:
+    for words in block.commands:
+        assert words[:3] == RUN.split(), f"{id_of(block)}: no {RUN}"
+        check(composed(words[3:]))
+
+
+class Parsed(Exception):
+    """Options were understood."""
+
+
+def parses(block: Block) -> None:
+    for words in block.commands:
+        assert words[:2] == ["python", "-m"]
+        main = importlib.import_module(MAINS.get(words[2], words[2])).main
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("parse_args", "parse_intermixed_args"):
+                patch.setattr(argparse.ArgumentParser, name, _and_no_more(getattr(argparse.ArgumentParser, name)))
+            patch.setattr(sys, "argv", words[2:])
+            with pytest.raises(Parsed):
+                main()
+
+
+def _and_no_more(parse):
+    def parsed(parser, *args, **kwargs):
+        parse(parser, *args, **kwargs)
+        raise Parsed
+
+    return parsed
+
+
+def executes(block: Block) -> None:
+    exec(compile(block.text, id_of(block), "exec"), {"__name__": "block"})
+
+
+def is_a_module(block: Block) -> None:
+    assert block.name in sys.modules  # the fixture has executed it
+
+
+def is_a_choice(block: Block) -> None:
+    group, name = block.name.split("/")
+    cfg = composed([f"{group}={name}"])
+    check(cfg)
+    own = OmegaConf.create(block.text)
+    if "_target_" in own:
+        assert cfg[group]["_target_"] == own["_target_"]
+
+
+def is_a_reward(block: Block) -> None:
+    cfg = composed([])
+    with open_dict(cfg):
+        cfg.suite.rewards.update(OmegaConf.create(block.text))
+        cfg.train_reward = block.name
+    check(cfg)
+
+
+TESTED = {
+    "compose": composes,
+    "parse": parses,
+    "python": executes,
+    "module": is_a_module,
+    "yaml": is_a_choice,
+    "reward": is_a_reward,
+    "run": lambda block: None,  # test_the_tutorial runs them
+}
+
+
+@pytest.mark.parametrize(
+    "of_the_page", [block for block in BLOCKS if block.kind not in (None, "run")], ids=id_of, indirect=True
+)
+def test_a_block(of_the_page):
+    TESTED[of_the_page.kind](of_the_page)
+
+
+@pytest.mark.parametrize(("page", "span"), SPANS)
+def test_a_command_within_a_line(page, span):
+    check(composed(shlex.split(span)[3:]))
+
+
+@pytest.fixture
+def guides(monkeypatch):
+    """The modules that the guides tell to write."""
+    for block in BLOCKS:
+        if block.kind == "module":
+            install(block, monkeypatch)
+
+
+def test_what_the_guides_add_trains(guides):
+    reward = importlib.import_module("src.rewards.sharpness").Sharpness()
+    regulariser = importlib.import_module("src.regularisers.free_nats").FreeNats(beta=1.0, free=0.0)
+    reset = importlib.import_module("src.resets.proportional").ProportionalReset(every=1, ratio=0.5)
+    (row,) = fit(build(reward=reward, critic=new_critic(), reset=reset, regulariser=regulariser, lr=1e-4), 1, 4)
+    assert row["regulariser/loss"] > 0 and 0 < row["reset/share"] < 1
+    algorithm = importlib.import_module("src.algorithms.reinforce").Reinforce()
+    (row,) = fit(build(algorithm, reward=reward, lr=1e-4), 1, 4)
+    assert row["policy/grad_norm"] > 0
+
+
+# ------------------------------------------------------------------------------------------------- links, lengths, age
+
+
+def plain(text: str) -> str:
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.M | re.S)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Of its headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    slugs: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        found.add(f"{slug}_{slugs[slug]}" if slugs[slug] else slug)
+        slugs[slug] += 1
+    return found
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", plain(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue  # of others
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or not file.is_relative_to(ROOT) or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    assert not broken
+
+
+def test_pages_are_short():
+    lengths = {str(page.relative_to(ROOT)): len(page.read_text(encoding="utf-8").splitlines()) for page in PAGES}
+    assert not {page: length for page, length in lengths.items() if length > 300}
+    assert lengths["README.md"] <= 200 and (ROOT / "README.md").stat().st_size <= 12_000
+
+
+def test_pages_that_are_made_from_the_code_are_up_to_date():
+    made = generate.pages()
+    stale = [
+        str(path.relative_to(ROOT)) for path, text in made.items() if not path.exists() or path.read_text() != text
+    ]
+    assert not stale, "python -m docs.generate writes them anew"
+    there = {path for folder in ("api", "configuration") for path in (ROOT / "docs" / folder).rglob("*.md")}
+    assert there == {path for path in made if path.parent != ROOT / "docs"}
+
+
+def test_the_site_has_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    found = set(re.findall(r"[\w/]+\.md", str(site["nav"])))
+    assert found == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")} | {
+        "index.md"  # README.md
+    }
