@@ -17,7 +17,7 @@ from beartype.door import is_bearable
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import UserError, first_line
 from src.files import expanded
@@ -235,7 +235,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
                 f"+experiment=best_of_n_hps suite={cfg.suite.name} pool=8, and give each member's mean and base_sd at "
                 "n = 1 as '+suite.base_moments.hps={mean: ..., std: ...}' and so on."
             ) from error
-        raise UserError(first_line(error)) from error
+        if isinstance(error, MissingMandatoryValue):
+            raise UserError(f"{error.full_key} is missing: give {error.full_key}=VALUE.") from error
+        raise UserError(f"{error.full_key or 'the configuration'}: {first_line(error)}.") from error
     resolved = expanded(resolved)
     resolved["callbacks"] = {name: each for name, each in (resolved["callbacks"] or {}).items() if each is not None}
     known = [f.name for f in fields(Config)]
@@ -319,7 +321,9 @@ def _check_components(cfg: dict[str, Any]) -> None:
         parameters = options_of(_target(options, path))[0].values()
         needed = [p.name for p in parameters if p.default is p.empty and p.name != "run_dir"]
         if missing := [name for name in needed if name not in options]:
-            raise UserError(f"{path}.{missing[0]} is missing: {options['_target_']} needs it.")
+            raise UserError(
+                f"{path}.{missing[0]} is missing: {options['_target_']} needs it: give ++{path}.{missing[0]}=VALUE."
+            )
 
 
 def _check_trainer(cfg: dict[str, Any]) -> None:
@@ -404,7 +408,7 @@ def _check_node(node: Any, path: str) -> None:
         for k, child in enumerate(node):
             _check_node(child, f"{path}[{k}]")
     if isinstance(node, float) and math.isnan(node):
-        raise UserError(f"{path}=nan is no number.")
+        raise UserError(f"{path}=nan is no number: give one.")
     if not isinstance(node, dict):
         return
     if "_target_" in node:
@@ -418,7 +422,9 @@ def _target(node: dict[str, Any], path: str) -> Any:
         return get_object(node["_target_"])
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}._target_: {node['_target_']} cannot be imported ({reason}).") from error
+        raise UserError(
+            f"{path}._target_: {node['_target_']} cannot be imported ({reason}): give MODULE.CLASS."
+        ) from error
 
 
 def _check_signature(node: dict[str, Any], path: str) -> None:

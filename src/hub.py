@@ -167,7 +167,9 @@ def read_checkpoint(file: Path, option: str) -> dict[str, Any]:
         reason = first_line(error).split(". ")[0]
         raise UserError(f"{option}: {file} is not a checkpoint of plain tensors ({reason}); fetch it anew.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{option}: {file} holds a {type(content).__name__} where a state dict belongs.")
+        raise UserError(
+            f"{option}: {file} holds a {type(content).__name__} where a state dict belongs; give another file."
+        )
     return content
 
 

@@ -61,7 +61,7 @@ def find_pictures(path: Path) -> list[Picture]:
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.suffix.lower() in PICTURES and _shown(file, path)]
         if not files:
-            raise UserError(f"{path} holds no picture ({', '.join(PICTURES)}).")
+            raise UserError(f"{path} holds no picture ({', '.join(PICTURES)}); name another folder.")
         names = sorted((str(file.relative_to(path)) for file in files), key=natural)
         return [Picture(name, path / name) for name in names]
     if path.suffix.lower() in TABLES and path.is_file():
@@ -87,7 +87,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def _from_table(path: Path) -> list[Picture]:
     rows = read_table(path)
     if not rows:
-        raise UserError(f"{path} holds no picture.")
+        raise UserError(f"{path} holds no picture; write a row for each.")
     column, prompts = _column(rows, PATHS, path), _column(rows, PROMPTS, path, needed=False)
     pictures = []
     for k, row in enumerate(rows):
@@ -98,7 +98,9 @@ def _from_table(path: Path) -> list[Picture]:
             below = path.parent / value
             pictures.append(Picture(value, below if below.exists() else Path(value), prompt))
         else:
-            raise UserError(f"{path}: row {k + 1} names no picture in its column {column}.")
+            raise UserError(
+                f"{path}: row {k + 1} names no picture in its column {column}: fill it, or take the row out."
+            )
     return pictures
 
 
@@ -128,7 +130,7 @@ def read_table(path: Path) -> list[Row]:
             pairs = content.items() if isinstance(content, dict) else ()
             rows = [{"file_name": name, "prompt": prompt} for name, prompt in pairs] or list(content)
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no readable {kind[1:]} file ({first_line(error)}).") from error
+        raise UserError(f"{path} is no readable {kind[1:]} file ({first_line(error)}): write it anew.") from error
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: every entry must be an object with a path and a prompt.")
     return rows
@@ -143,7 +145,7 @@ def _read_parquet(path: Path) -> list[Row]:
         table = duckdb.connect().read_parquet(str(path))
         return [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
     except duckdb.Error as error:
-        raise UserError(f"{path} is no readable parquet file ({first_line(error)}).") from error
+        raise UserError(f"{path} is no readable parquet file ({first_line(error)}): write it anew.") from error
 
 
 # ------------------------------------------------------------------------------------------------------- their prompts
@@ -181,7 +183,7 @@ def prompt_in(name: str) -> str:
 def _named_prompts(file: Path) -> list[tuple[str, str | None]]:
     rows = read_table(file)
     if not rows:
-        raise UserError(f"{file} holds no prompt.")
+        raise UserError(f"{file} holds no prompt; write a row for each picture.")
     path, prompt = _column(rows, PATHS, file), _column(rows, PROMPTS, file)
     return [(str(row.get(path) or ""), row.get(prompt)) for row in rows]
 
@@ -232,7 +234,9 @@ def partners(
     by_name: dict[str, Picture] = {}
     for other, name in zip(others, _names_within(others), strict=True):
         if name in by_name and by_name[name].source != other.source:
-            raise UserError(f"--against: {by_name[name].name} and {other.name} could both be the partner of {name}.")
+            raise UserError(
+                f"--against: {by_name[name].name} and {other.name} could both be the partner of {name}: keep one."
+            )
         by_name[name] = other
     pairs, faults, used = [], [], set()
     for picture, name in zip(pictures, _names_within(pictures), strict=True):

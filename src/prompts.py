@@ -92,7 +92,7 @@ def hpd(
         file = fetch_file(path, "prompts.path", f"benchmark/{name}.json", revision, kind="dataset")
         content = read_json(file)
         if not isinstance(content, list) or not all(isinstance(prompt, str) for prompt in content):
-            raise UserError(f"prompts.path={file}: it must hold a list of strings.")
+            raise UserError(f"prompts.path={file}: it must hold a list of strings; name another file.")
         contents.append(content)
     # style by style in turn, so that what is held out, and what a limit leaves, is of all of them
     mixed = [prompt for several in itertools.zip_longest(*contents) for prompt in several if prompt is not None]
@@ -127,7 +127,7 @@ def prompts_from_parquet(
         texts = [row[0] for row in table.select(duckdb.ColumnExpression(column)).fetchall()]
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"prompts.path={file}: no readable parquet file ({reason}).") from error
+        raise UserError(f"prompts.path={file}: no readable parquet file ({reason}); name another.") from error
     return _split([str(text).strip() for text in texts if text is not None], held_out, limit, path)
 
 

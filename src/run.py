@@ -79,7 +79,7 @@ def cli() -> None:
 def _look_at_the_command() -> None:
     """Raises UserError on what Hydra would take for something else, or not take at all."""
     if Path.cwd().resolve() != ROOT:
-        raise UserError(f"run it from the project's root, which its configuration's paths start from: cd {ROOT}")
+        raise UserError(f"run it from the project's root, which the configuration's paths start from: cd {ROOT}")
     if fault := fault_in(sys.argv[1:]):
         raise UserError(fault)
     sys.argv[1:] = understood(sys.argv[1:])

@@ -155,7 +155,7 @@ def test_a_misspelt_key_on_the_command_line_fails(override):
         ("iterations=0", "iterations=0 must be at least 1"),
         ("algorithm.samples_per_update=48", "not a multiple"),
         ("seed=-1", "seed=-1"),
-        ("prompts=file", "Missing mandatory value"),
+        ("prompts=file", "prompts.path is missing: give prompts.path=VALUE"),
         ("reset._target_=src.resets.sometimes.Reset", "cannot be imported"),
     ],
 )

@@ -206,4 +206,7 @@ def test_folders_without_runs_are_told(tmp_path):
         find_runs([str(tmp_path)])
     command = [sys.executable, "-m", "src.report", str(tmp_path / "nowhere")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) == (2, f"error: {tmp_path}/nowhere: no such folder.")
+    assert (done.returncode, done.stderr.strip()) == (
+        2,
+        f"error: {tmp_path}/nowhere: no such folder; name a run, such as runs/NAME, or a folder of runs.",
+    )

@@ -62,7 +62,10 @@ class GoldAnnotator(RewardModel):
         super().__init__()
         folders = sorted(folder.parent for folder in Path(path).glob("*/config.json"))
         if not folders:
-            raise UserError(f"gold path={path}: no members there (sub-folders with config.json and model.safetensors).")
+            raise UserError(
+                f"gold path={path}: no members there (sub-folders with config.json and model.safetensors); "
+                "give a folder with some."
+            )
         self.members = torch.nn.ModuleList(
             load_strictly(ResNetForImageClassification, folder, f"gold path={folder}") for folder in folders
         )

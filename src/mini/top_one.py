@@ -24,7 +24,9 @@ class ClassifierTopOne(RewardModel):
     def __init__(self, path: str):
         super().__init__()
         if not (Path(path) / "model.safetensors").exists():
-            raise UserError(f"classifier path={path}: no classifier there (model.safetensors is missing).")
+            raise UserError(
+                f"classifier path={path}: no classifier there (model.safetensors is missing); give a folder with one."
+            )
         self.model = load_strictly(ResNetForImageClassification, Path(path), f"classifier path={path}")
         self.names = [self.model.config.id2label[k] for k in range(self.model.config.num_labels)]
 

@@ -57,7 +57,10 @@ def ddim_schedule(scheduler: Any, num_steps: int, option: str) -> DDIMSchedule:
     config = DDIMScheduler.from_config(scheduler.config, **kept).config
     spacing, offset, count = config.timestep_spacing, max(1, config.steps_offset), len(alpha_bars)
     if spacing not in ("leading", "trailing", "linspace"):
-        raise UserError(f"{option}: its scheduler's timestep_spacing={spacing} is none of leading, trailing, linspace.")
+        raise UserError(
+            f"{option}: its scheduler's timestep_spacing={spacing} is none of leading, trailing, linspace: "
+            "correct scheduler/scheduler_config.json."
+        )
     if not _has_noise(num_steps, count, spacing, offset):
         most = max(n for n in range(1, count) if _has_noise(n, count, spacing, offset))
         raise UserError(

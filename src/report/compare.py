@@ -27,7 +27,10 @@ def arms_of(paths: Sequence[str]) -> dict[str, list[Run]]:
     """
     arms = treatments([run for run in only_finished(find_runs(paths)) if not run.is_best_of_n])
     if len(arms) < 2:
-        raise UserError(f"{' '.join(paths)}: the finished runs differ in their seed only; there is nothing to compare.")
+        raise UserError(
+            f"{' '.join(paths)}: the finished runs differ in their seed only; "
+            "name folders with runs of two settings or more."
+        )
     trained = sorted({run.trained for runs in arms.values() for run in runs})
     if len(trained) > 1:
         raise UserError(f"{' '.join(paths)}: these runs train on {', '.join(trained)}; compare those of one reward.")

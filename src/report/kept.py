@@ -26,7 +26,7 @@ def keep(runs: Path, kept: Path) -> list[Path]:
     Raises UserError where there is no such folder.
     """
     if not runs.is_dir():
-        raise UserError(f"{runs}: no such folder of runs.")
+        raise UserError(f"{runs}: no such folder of runs; name one, such as multirun/STUDY.")
     make_folder(kept)
     new = []
     for summary in sorted(runs.glob("*/summary.json")):

@@ -181,10 +181,10 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
     folders: dict[Path, None] = {}
     for path in map(user_path, paths):
         if not path.exists():
-            raise UserError(f"{path}: no such folder.")
+            raise UserError(f"{path}: no such folder; name a run, such as runs/NAME, or a folder of runs.")
         found = sorted(file.parent for file in path.rglob("metrics.jsonl") if (file.parent / "config.yaml").exists())
         if not found:
-            raise UserError(f"{path} holds no run (a folder with config.yaml and metrics.jsonl).")
+            raise UserError(f"{path} holds no run (a folder with config.yaml and metrics.jsonl); name one that does.")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
     runs, faults = [], []
     for folder in track(folders, "reading runs"):
@@ -195,7 +195,7 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
         else:
             runs += [run] if run else []
     if not runs:
-        missing = "none of these runs has been evaluated yet; the base model's evaluation comes first."
+        missing = "none of these runs has been evaluated yet; the base model's evaluation comes first: wait for it."
         raise UserError(faults[0] if faults else missing)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)

@@ -51,7 +51,10 @@ class ResetPhase:
                 "choose reset=none or algorithm=tdpo."
             )
         if critic is None and strategy.needs_lora and (strategy.trigger or "").startswith(("critic/", "neurons/")):
-            raise UserError(f"reset.trigger={strategy.trigger} is a critic's, and this algorithm has none.")
+            raise UserError(
+                f"reset.trigger={strategy.trigger} is a critic's, and this algorithm has none: "
+                "choose another, or algorithm=tdpo."
+            )
         if probe < 1:
             raise UserError(f"neuron_probe={probe} must be at least 1.")
         self.strategy, self.critic, self.seed = strategy, critic, seed

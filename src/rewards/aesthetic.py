@@ -58,7 +58,10 @@ class AestheticReward(RewardModel):
             option = f"aesthetic path={path}"
             config = read_json(folder / "config.json", option)
             if "hidden" not in config:
-                raise UserError(f"{option}: its config.json is of another kind of model (hidden is missing).")
+                raise UserError(
+                    f"{option}: its config.json is of another kind of model (hidden is missing); "
+                    "give a folder of this one."
+                )
             self._build(config["hidden"], seed)
             fill(self.mlp, folder / "model.safetensors", option)
         else:
@@ -78,7 +81,9 @@ class AestheticReward(RewardModel):
         chain = linear_layers(read_checkpoint(file, option), option)
         if chain[0].in_features != self.embed_dim:
             wanted = chain[0].in_features
-            raise UserError(f"{option}: it takes embeddings of width {wanted}, and clip gives {self.embed_dim}.")
+            raise UserError(
+                f"{option}: it takes embeddings of width {wanted}, and clip gives {self.embed_dim}: give another clip."
+            )
         self._build([layer.out_features for layer in chain[:-1]], seed=0)
         own = [module for module in self.mlp.children() if isinstance(module, nn.Linear)]
         for layer, released in zip(own, chain, strict=True):

@@ -53,7 +53,10 @@ def open_run_dir(folder: Path, cfg: dict[str, Any], checkpoint_bytes: int) -> No
     # two checkpoints while one is replaced; and the weights three times, best/ being replaced likewise
     free, needed = shutil.disk_usage(folder).free, 3 * checkpoint_bytes + SPARE_BYTES
     if free < needed:
-        raise UserError(f"{folder} is on a disk with {free >> 20} MiB free; this run needs {needed >> 20} MiB.")
+        raise UserError(
+            f"{folder} is on a disk with {free >> 20} MiB free; this run needs {needed >> 20} MiB: "
+            "make room, or choose another run_dir=."
+        )
     write_config(folder, cfg)
 
 
@@ -106,7 +109,7 @@ def find_run(resume: str) -> Path:
     if resume == "last":
         started = sorted(RUNS.glob("*/config.yaml"), key=_changed)
         if not started:
-            raise UserError(f"resume=last: no run under {RUNS.resolve()}.")
+            raise UserError(f"resume=last: no run under {RUNS.resolve()}; name a run by resume=FOLDER.")
         return started[-1].parent
     folder = user_path(resume)
     if folder.name == "last.ckpt":
@@ -116,7 +119,7 @@ def find_run(resume: str) -> Path:
     except OSError as error:
         raise UserError(f"resume={resume} cannot be read: {reason(folder, error)}.") from error
     if not there:
-        raise UserError(f"resume={resume}: no run there (config.yaml is missing).")
+        raise UserError(f"resume={resume}: no run there (config.yaml is missing); name a run folder, or last.")
     return folder
 
 

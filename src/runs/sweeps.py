@@ -294,7 +294,9 @@ def _objective(folder: Path, key: str | None) -> float:
         return float("nan")
     final = read_json(folder / "summary.json", AGAIN).get("final", {})
     if key not in final:
-        raise UserError(f"objective={key} is not among the final figures in {folder / 'summary.json'}.")
+        raise UserError(
+            f"objective={key} is not among the final figures in {folder / 'summary.json'}: choose one of them."
+        )
     return float(final[key])
 
 

@@ -108,7 +108,9 @@ def opened(composed: DictConfig, name: str, act: Callable[[dict[str, Any], Path]
     quieten()
     cfg, folder = stored_run(composed) if composed.resume else new_run(composed, name)
     if (folder / "summary.json").exists():
-        raise UserError(f"resume={folder}: it is finished, and there is nothing to go on with.")
+        raise UserError(
+            f"resume={folder}: it is finished, and there is nothing to go on with; a new one begins without resume=."
+        )
     with session(folder):
         return act(cfg, folder)
 

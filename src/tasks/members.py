@@ -55,14 +55,14 @@ def paths_of(given: Any) -> list[str]:
     """Of a path, a pattern, a list, a hub id, or a folder of numbered checkpoints. Raises UserError on none."""
     if isinstance(given, list):
         if not given or not all(isinstance(path, str) for path in given):
-            raise UserError(f"weights={given}: give paths.")
+            raise UserError(f"weights={given}: give paths of weights, as texts.")
         return given
     if not isinstance(given, str) or not given:
         raise UserError("task=evaluate needs weights=: a path, a pattern such as 'ckpts/checkpoint-*', or a hub id.")
     if glob.has_magic(given) and not Path(given).exists():
         found = sorted(glob.glob(str(user_path(given))))  # noqa: PTH207 (absolute patterns too)
         if not found:
-            raise UserError(f"weights={given}: nothing has such a name.")
+            raise UserError(f"weights={given}: nothing has such a name; correct the path or the pattern.")
         return found
     folder = user_path(given)
     numbered = sorted(str(child) for child in folder.glob("checkpoint[-_]*") if child.name[11:].isdigit())
