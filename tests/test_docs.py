@@ -13,6 +13,7 @@ A block is marked by a comment in the line before it:
 """
 
 import argparse
+import ast
 import importlib
 import os
 import re
@@ -300,3 +301,45 @@ def test_the_site_has_every_page():
     assert found == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")} | {
         "index.md"  # README.md
     }
+
+
+# ------------------------------------------------------------------------------------------------------ error sentences
+
+
+def sentence_in(node: ast.expr) -> str:
+    """What an expression says, with {} for what it fills in."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(map(sentence_in, parts))
+        case ast.FormattedValue(value=value):
+            return sentence_in(value)
+        case ast.BinOp(left=left, right=right):
+            return sentence_in(left) + sentence_in(right)
+        case ast.IfExp(body=one, orelse=other):
+            return f"{sentence_in(one)}\n{sentence_in(other)}"
+        case _:
+            return "{}"
+
+
+def told_errors() -> dict[str, str]:
+    """The sentence of every UserError and TrainingError of the product, by its place."""
+    found = {}
+    for file in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("UserError", "TrainingError"):
+                found[f"{file.relative_to(ROOT)}:{node.lineno}"] = sentence_in(node.args[0])
+    words = {place: re.sub(r"[\w.-]+=\{\}", "", told) for place, told in found.items()}
+    return {place: told for place, told in found.items() if re.search("[a-z]{4}", words[place])}  # others' words apart
+
+
+def test_every_error_sentence_is_of_a_kind_that_troubleshooting_lists():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    kinds = [kind for row in re.findall(r"^\| (`.*?) \|", page, re.M) for kind in re.findall(r"`([^`]+)`", row)]
+    told = told_errors()
+    unlisted = {place: sentence for place, sentence in told.items() if not any(kind in sentence for kind in kinds)}
+    assert not unlisted, "docs/troubleshooting.md has no row for them"
+    everything = "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    everything = re.sub(r'"\s*\n\s*f?"', "", everything)  # sentences over several lines
+    assert not [kind for kind in kinds if kind not in everything and not any(kind in each for each in told.values())]

@@ -92,7 +92,7 @@ def _check_index(index: Config, option: str) -> None:
     for part in (*CONFIGS, "tokenizer"):
         found = _class_of(index, part, option).__name__
         if (part == "unet" and found != UNet2DConditionModel.__name__) or found.endswith("WithProjection"):
-            raise UserError(f"{option}: its {part} is a {found}; give {WANTED}.")
+            raise UserError(f"{option}: its {part} is a {found}, which the policy does not take; give {WANTED}.")
 
 
 def _check_unet(unet: Config, option: str) -> None:
