@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from src import config
 from src.config import options_of
 from src.metrics.glossary import as_markdown
+from src.tasks.code import CoDe
+from src.tasks.das import DAS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, DOCS = ROOT / "conf", ROOT / "docs"
@@ -66,7 +68,7 @@ def top_level() -> str:
     values = raw(CONF / "config.yaml")
     mini = raw(CONF / "suite/mini.yaml")
     meanings = comments_of_fields(config.Config)
-    groups = {*GROUPS, "suite", "optimizer", "critic_optimizer", "reward_training"}
+    groups = {*GROUPS, "suite", "code", "das", "optimizer", "critic_optimizer", "reward_training"}
     rows = [
         [f"`{key}`", shown(values.get(key, mini.get(key))), meaning]
         for key, meaning in meanings.items()
@@ -111,6 +113,12 @@ Defaults in `${{...}}` are taken from that key; those of budgets and sampling ar
 
 {table(["key", "default", "meaning"], rows)}
 
+## Controls without training
+
+{control_options("code", CoDe)}
+
+{control_options("das", DAS)}
+
 ## Optimizers
 
 `optimizer.` is the policy's, `critic_optimizer.` the critic's (`lr` 1e-4): torch's AdamW, or another by
@@ -118,6 +126,13 @@ Defaults in `${{...}}` are taken from that key; those of budgets and sampling ar
 
 {table(["option", "default", "meaning"], optimizers)}
 """
+
+
+def control_options(name: str, target: type) -> str:
+    """The options of a control, with the defaults of its experiment."""
+    defaults, meanings = raw(CONF / f"experiment/{name}.yaml")[name], arguments_of(target)
+    rows = [[f"`{name}.{key}`", shown(value), meanings.get(key, "")] for key, value in defaults.items()]
+    return f"`+experiment={name}`:\n\n{table(['option', 'default', 'meaning'], rows)}"
 
 
 def page_of(group: str) -> str:

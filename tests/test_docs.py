@@ -17,6 +17,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -27,6 +28,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -34,6 +36,7 @@ from docs import generate
 from src.config import check
 from src.overrides import MULTIRUN, fault_in, understood
 from tests.conftest import ROOT
+from tests.forked import call_forked
 from tests.test_finetuner import build, fit, new_critic
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +44,7 @@ LINKED = [*PAGES, *sorted((ROOT / "experiments").rglob("*.md")), ROOT / "src/min
 MARK = re.compile(r"<!-- (?:test: (\w+) ?([\w./]*)|not tested: (\S.*)) -->")
 RUN = "python -m src.run"
 MAINS = {"src.report": "src.report.__main__"}
+BUDGET = ("iterations", "samples_per_iteration", "lr_ramp", "evaluation.every", "evaluation.samples_per_prompt")
 TINY = ["+debug=tiny", "evaluation.max_prompts=2", "logger.mode=disabled", "threads=1"]
 
 
@@ -212,13 +216,11 @@ TESTED = {
     "module": is_a_module,
     "yaml": is_a_choice,
     "reward": is_a_reward,
-    "run": lambda block: None,  # test_the_tutorial runs them
+    "run": lambda block: (parses if "src.report" in block.text else composes)(block),  # test_the_tutorial runs them
 }
 
 
-@pytest.mark.parametrize(
-    "of_the_page", [block for block in BLOCKS if block.kind not in (None, "run")], ids=id_of, indirect=True
-)
+@pytest.mark.parametrize("of_the_page", [block for block in BLOCKS if block.kind], ids=id_of, indirect=True)
 def test_a_block(of_the_page):
     TESTED[of_the_page.kind](of_the_page)
 
@@ -245,6 +247,47 @@ def test_what_the_guides_add_trains(guides):
     algorithm = importlib.import_module("src.algorithms.reinforce").Reinforce()
     (row,) = fit(build(algorithm, reward=reward, lr=1e-4), 1, 4)
     assert row["policy/grad_norm"] > 0
+
+
+def test_the_commands_that_help_shows():
+    template = OmegaConf.load(ROOT / "conf/config.yaml").hydra.help._get_node("template")._value()
+    commands = re.findall(rf"^ *{re.escape(RUN)} (.*?)(?:   .*)?$", template, re.M)
+    assert len(commands) == 8
+    for command in commands:
+        check(composed([word for word in shlex.split(command) if word not in ("--cfg", "job")]))
+
+
+# ------------------------------------------------------------------------------------------------------- the tutorial
+
+
+@pytest.mark.slow
+def test_the_tutorial(tmp_path):
+    """Its commands one after the other, each for two iterations."""
+    page = blocks_of(ROOT / "docs/tutorial.md")
+    modules = [(block.name, block.text) for block in page if block.kind == "module"]
+    commands = [words for block in page if block.kind == "run" for words in block.commands]
+    assert len(commands) == 4 and [words[2] for words in commands] == [*["src.run"] * 3, "src.report"]
+    done = call_forked(in_order, modules, [tiny(words, tmp_path) for words in commands])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("colourful (trained)") == 3 and done.stdout.count("watch: ") >= 3
+    assert "KLReward" in (tmp_path / "both.html").read_text()
+
+
+def tiny(words: list[str], folder: Path) -> list[str]:
+    """The same command with the budget of a test, which writes into this folder."""
+    kept = [word for word in words[2:] if word.split("=")[0] not in BUDGET]
+    here = [re.sub(r"^(run_dir=)?(runs/|both)", lambda found: f"{found[1] or ''}{folder}/{found[2]}", w) for w in kept]
+    return here + TINY if words[2] == "src.run" else here
+
+
+def in_order(modules: list[tuple[str, str]], commands: list[list[str]]) -> None:
+    for name, text in modules:
+        module = sys.modules[name] = types.ModuleType(name)
+        exec(compile(text, name, "exec"), module.__dict__)
+    for words in commands:
+        sys.argv = words
+        GlobalHydra.instance().clear()
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 # ------------------------------------------------------------------------------------------------- links, lengths, age

@@ -65,7 +65,7 @@ REFUSED = {
     "LCM": (INDEX, {"_class_name": "LatentConsistencyModelPipeline"}, "it is a LatentConsistencyModelPipeline"),
     "ControlNet": (INDEX, {"_class_name": "StableDiffusionControlNetPipeline"}, "it is a StableDiffusionControlNet"),
     "no class": (INDEX, {"_class_name": None}, "it is a None; give a StableDiffusionPipeline"),
-    "transformer": (INDEX, {"unet": ["diffusers", "UNet2DModel"]}, "its unet is a UNet2DModel; give"),
+    "transformer": (INDEX, {"unet": ["diffusers", "UNet2DModel"]}, "its unet is a UNet2DModel, which the policy"),
     "projected text": (INDEX, {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "its text_enc"),
     "code of its own": (INDEX, {"unet": ["my_unet", "MyUNet"]}, "its unet is a MyUNet of my_unet, which is not"),
     "no decoder": (INDEX, {"vae": [None, None]}, "it has no vae"),
