@@ -33,10 +33,10 @@ from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
 from src.tasks.building import build, build_rewards
 from src.tasks.members import numbers
-from src.tasks.outcome import curve_table
+from src.tasks.outcome import Row, curve_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import POOL, new_run, quieten, session, stored_run
-from src.types import Metrics, Rollout
+from src.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]
 
@@ -47,8 +47,8 @@ class Setting:
 
     label: str
     at: int  # reward queries a picture
-    columns: Metrics  # what else the row of its evaluation says
-    options: dict[str, float] = field(default_factory=dict)  # of the control's `draw`
+    columns: Row  # what else the row of its evaluation says
+    options: dict[str, Any] = field(default_factory=dict)  # of the control's `draw`
 
 
 class Control:
@@ -60,17 +60,17 @@ class Control:
         """The points of the curve, where a trajectory has so many steps, and a picture's score asks so many rewards."""
         raise NotImplementedError(f"{type(self).__name__} does not define settings")
 
-    def base_columns(self) -> Metrics:
+    def base_columns(self) -> Row:
         """What the base's row says, which costs nothing."""
         return {"reward_gradients": 0}
 
     def draw(
-        self, policy: DiffusionPolicy, reward: "Scorer", prompts: list[str], seeds: list[int], **options: float
+        self, policy: DiffusionPolicy, reward: "Scorer", prompts: list[str], seeds: list[int], **options: Any
     ) -> Latents:
         """x_0 of a picture for each prompt."""
         raise NotImplementedError(f"{type(self).__name__} does not define draw")
 
-    def width(self, **options: float) -> int:
+    def width(self, **options: Any) -> int:
         """Trajectories that are drawn for a picture."""
         raise NotImplementedError(f"{type(self).__name__} does not define width")
 
@@ -113,7 +113,7 @@ def opened(composed: DictConfig, name: str, act: Callable[[dict[str, Any], Path]
         return act(cfg, folder)
 
 
-def run(cfg: dict[str, Any], folder: Path, control: Control) -> Metrics:
+def run(cfg: dict[str, Any], folder: Path, control: Control) -> Row:
     """Draws what is left of the settings, and sums up; returns the last row."""
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy: DiffusionPolicy = build(cfg["policy"])
@@ -232,7 +232,7 @@ class ControlSeries(Series):
             )
         self.policy.take_up(number, self.points[number], unit)
 
-    def columns(self, point: Setting | None) -> Metrics:
+    def columns(self, point: Setting | None) -> Row:
         return dict(point.columns if point else self.policy.control.base_columns())
 
 
