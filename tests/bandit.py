@@ -113,7 +113,7 @@ class GaussianChain(DiffusionPolicy):
         """Of x_0 as the chain draws it, which with few steps is not `spread`."""
         variance, one = torch.tensor(1.0), torch.ones(1, *self.latent_shape)
         for t in self.timesteps:
-            gain, std = self.step_distribution(one, t[None], None)
+            gain, std = self.step_distribution(one, t[None], torch.zeros(1, 1, 1))
             variance = gain.flatten()[0] ** 2 * variance + std.flatten()[0] ** 2
         return variance.item()
 

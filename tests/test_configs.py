@@ -32,7 +32,7 @@ def name_of(path: Path) -> str:
 
 def test_all_files_are_found():
     assert len(GROUPS) == 49
-    assert len(EXPERIMENTS) == 32
+    assert len(EXPERIMENTS) == 34
     assert len(SWEEPS) == 6
     assert len(PLUGINS) == 5
     others = 3  # config, debug/tiny, comparisons
