@@ -16,7 +16,7 @@ from src.report.runs import find_runs, headline
 from src.rewards.base import RewardModel
 from src.seeding import EVALUATION_STREAM, seed_of
 from src.tasks.code import CoDe, blockwise, choice_kl
-from src.tasks.control import Guided, Scorer, Setting, check_gradient, streams
+from src.tasks.control import Guided, Scorer, Setting, streams
 from src.tasks.das import DAS, log_ratio, resampled, ssp, with_particles
 from tests.bandit import GaussianChain, Linear
 from tests.conftest import composed, rows_of
@@ -196,11 +196,6 @@ def test_cost_of_particles_by_hand():
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
-class Rounded(Redness):
-    def forward(self, images, prompts):
-        return super().forward(images.detach(), prompts)
-
-
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -214,10 +209,6 @@ class Rounded(Redness):
         (lambda: DAS([1, 2], [1, 2]), "das: one curve varies either das.particles or das.alpha"),
         (lambda: DAS(4, 1, gamma=0.0), "das.gamma=0.0 must be above 0, or null"),
         (lambda: DAS(4, 1, ess_threshold=2.0), "das.ess_threshold=2.0 lies outside 0 to 1"),
-        (
-            lambda: check_gradient(GaussianChain(), Rounded(), "x"),
-            "Rounded has no gradient with respect to the picture",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(made, message):
@@ -232,6 +223,11 @@ def configured(folder, *overrides: str) -> dict:
     return check(composed(*overrides, *small)) | {"name": "control", "run_dir": str(folder)}
 
 
+class Flat(Redness):
+    def forward(self, images, prompts):
+        return super().forward(images.detach(), prompts)
+
+
 def test_refusals_of_the_command(tmp_path):
     for k, (task, act) in enumerate((("code", blockwise), ("das", with_particles))):
         with pytest.raises(UserError, match=rf"task={task} needs its options: choose \+experiment={task}"):
@@ -239,6 +235,11 @@ def test_refusals_of_the_command(tmp_path):
     folder = tmp_path / "still"
     with pytest.raises(UserError, match=r"evaluation.eta=0: without noise all samples from one state are the same"):
         blockwise(configured(folder, "+experiment=code", "evaluation.eta=0.0"), folder)
+    cfg = configured(folder / "flat", "+experiment=das")
+    cfg["suite"]["rewards"]["hps"] = {"_target_": "tests.test_controls.Flat"}
+    with pytest.raises(UserError, match="train_reward=hps: Flat has no gradient with respect to the picture, which"):
+        with_particles(cfg, folder)
+    assert not list(folder.glob("**/metrics.jsonl"))
 
 
 class Nan(RewardModel):

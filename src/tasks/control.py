@@ -125,8 +125,11 @@ def run(cfg: dict[str, Any], folder: Path, control: Control) -> Row:
         if not policy.has_density:
             raise UserError("evaluation.eta=0: without noise all samples from one state are the same; choose eta=1.0.")
         settings = control.settings(policy.num_steps, reward.queries)
-    if control.needs_gradient:
-        check_gradient(policy, reward, evaluation.sets[0].prompts[0])
+    if control.needs_gradient and not reward.has_gradient(evaluation.sets[0].prompts[0]):
+        raise UserError(
+            f"train_reward={cfg['train_reward']}: {type(reward).__name__} has no gradient with respect to the picture, "
+            "which das follows: choose another reward, or +experiment=code, which needs none."
+        )
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     guided = Guided(policy, control, Scorer(cfg["train_reward"], reward), folder / POOL)
     series = ControlSeries(guided, members_of(cfg, rewards), settings, evaluation, cfg["policy"]["path"])
@@ -134,17 +137,6 @@ def run(cfg: dict[str, Any], folder: Path, control: Control) -> Row:
     summarise(cfg, folder, series, seconds)
     tell_where_to_look(loggers)
     return evaluation.history[-1]
-
-
-def check_gradient(policy: DiffusionPolicy, reward: RewardModel, prompt: str) -> None:
-    """Raises UserError on a reward without a gradient with respect to the picture."""
-    picture = policy.decode(torch.zeros(1, *policy.latent_shape)).requires_grad_()
-    with torch.enable_grad():
-        if not reward.score(picture, [prompt], differentiable=True).requires_grad:
-            raise UserError(
-                f"train_reward: {type(reward).__name__} has no gradient with respect to the picture, which das "
-                "follows: choose another reward, or +experiment=code, which needs none."
-            )
 
 
 class Guided:
@@ -200,7 +192,7 @@ class Guided:
         options = self.setting.options
         at_once = max(1, self.base.sampling_batch // self.control.width(**options))
         parts = [left[i : i + at_once] for i in range(0, len(left), at_once)]
-        for part in track(parts, self.setting.label, disable=not parts):
+        for part in track(parts, self.setting.label):
             prompts, seeds = ([pair[k] for pair in part] for k in (0, 1))
             latents = self.control.draw(self.base, self.reward, prompts, seeds, **options).cpu()  # type: ignore[arg-type]
             write_arrays(self.part / f"{seeds[0]}.npz", seeds=np.array(seeds), latents=latents.numpy())

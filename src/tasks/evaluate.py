@@ -30,7 +30,6 @@ from src.tasks.outcome import Row, kl_sentence, outcome_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import new_run, quieten, session, stored_run
 
-
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
     *(
         "weights",
