@@ -2,15 +2,17 @@
 
 x_0 ~ N(theta, s^2 I) whatever x_T; the base has theta = 0, and the reward is g . x_0. So E r = g . theta, and the KL
 from the base is |theta|^2 / (2 s^2). The network's output is its prediction of x_0, theta; the forward process noises
-x_0 to a signal power of `alpha_bar`.
+x_0 to a signal power of `alpha_bar`. And a chain of a few DDIM steps, all of whose states are Gaussian.
 """
 
 from contextlib import contextmanager
 
 import torch
+from diffusers import DDIMScheduler
 from lightning import LightningModule
 
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.schedule import ddim_schedule
 from src.rewards.base import RewardModel
 from src.types import Credit, Rollout, Rows
 
@@ -84,6 +86,36 @@ class Bandit(DiffusionPolicy):
         images = torch.zeros(n, 3, 1, 1)
         zeros = torch.zeros_like(mean)
         return Rollout(prompts, list(range(n)), latents, self.timesteps, log_probs, images, None, mean, zeros)
+
+
+class GaussianChain(DiffusionPolicy):
+    """DDIM with noise, and the exact network of x_0 ~ N(0, spread I): every step is a linear map and a Gaussian."""
+
+    sampling_batch, latent_shape = 10**9, (3, 1, 1)
+
+    def __init__(self, num_steps=4, spread=0.25):
+        LightningModule.__init__(self)
+        self.num_steps, self.eta, self.spread = num_steps, 1.0, spread
+        self.schedule = ddim_schedule(DDIMScheduler(), num_steps, "the toy")
+
+    def encode_prompts(self, prompts):
+        return torch.zeros(len(prompts), 1, 1)
+
+    def predict(self, x_t, t, text):
+        alpha_bar = self.schedule.alpha_bars(t)[0].view(-1, 1, 1, 1)
+        return (1 - alpha_bar).sqrt() * x_t / (alpha_bar * self.spread + 1 - alpha_bar)
+
+    def decode(self, latents):
+        return 0.5 + ZOOM * latents
+
+    @property
+    def variance(self) -> float:
+        """Of x_0 as the chain draws it, which with few steps is not `spread`."""
+        variance, one = torch.tensor(1.0), torch.ones(1, *self.latent_shape)
+        for t in self.timesteps:
+            gain, std = self.step_distribution(one, t[None], torch.zeros(1, 1, 1))
+            variance = gain.flatten()[0] ** 2 * variance + std.flatten()[0] ** 2
+        return variance.item()
 
 
 class Linear(RewardModel):

@@ -6,6 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from src.report import compare
 from src.report.kept import restore
@@ -54,6 +55,26 @@ def test_runs_on_different_rewards_are_not_compared(sweep, command, capsys):
     with pytest.raises(SystemExit):
         command()
     assert "these runs train on aesthetic, hps; compare those of one reward" in capsys.readouterr().err
+
+
+def test_controls_are_drawn_beside_the_arms_over_any_axis(sweep, command, capsys):
+    """They are no arm, and have no part in the tables."""
+    control = sweep / "code"
+    shutil.copytree(next(sweep.glob("*reset=none*")), control)
+    config = OmegaConf.load(control / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(config, {"task": "code", "code": {"block_size": 5}}), control / "config.yaml")
+    sizes = {}
+    for x in ("reward_queries", "kl", "iterations"):
+        command("--x", x)
+        assert "CoDe" not in tables(sweep) and len(pd.read_csv(sweep / "results.csv")) == 4
+        sizes[x] = (sweep / "curves.png").read_bytes()
+    assert len(set(sizes.values())) == 3
+    shutil.rmtree(control)
+    command("--x", "kl")
+    assert (sweep / "curves.png").read_bytes() != sizes["kl"]
+    with pytest.raises(SystemExit):
+        command("--x", "reward_gradients")
+    assert "has not logged reward_gradients: choose another" in capsys.readouterr().err
 
 
 def tables(sweep) -> str:

@@ -12,9 +12,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.errors import UserError
-from src.report.figures import cross_reward_matrix, matrix_rows, treatments
+from src.report.figures import (
+    cross_reward_matrix,
+    health_by_step,
+    kl_profile,
+    matrix_rows,
+    reward_curves,
+    small_multiples,
+    treatments,
+)
 from src.report.page import write_report
-from src.report.runs import choice_among, differences, find_runs, headline
+from src.report.runs import choice_among, differences, find_runs, headline, lay_out
 from src.report.watching import detect
 from tests.conftest import ROOT
 
@@ -96,10 +104,77 @@ def test_best_of_n_is_a_treatment_of_its_own(tmp_path):
     run, control = (make_run(tmp_path / name, [0, 0.4, 0.2], [0, 1, 2]) for name in ("run", "control"))
     config = OmegaConf.load(control / "config.yaml")
     OmegaConf.save(OmegaConf.merge(config, {"task": "best_of_n"}), control / "config.yaml")
+    rows = (control / "metrics.jsonl").read_text()
+    (control / "metrics.jsonl").write_text(rows.replace('"reward_queries"', '"best_of_n/n"'))
+    rows = [json.loads(line) for line in (control / "metrics.jsonl").read_text().splitlines()[:-1]]
+    rows = [row | {"reward_queries": 2 * row["best_of_n/n"]} for row in rows]  # of two rewards
+    (control / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = find_runs([str(run), str(control)])
     assert list(cross_reward_matrix(runs).data[0].y) == ["hps", "best of n by hps"]
     assert headline(runs[1]).startswith("Choosing the best of up to 1,280 base samples by hps")
     assert "gold peaked at the best of 640 (+0.40)" in headline(runs[1])
+
+
+def with_rows(folder: Path, change) -> Path:
+    """The run with other rows."""
+    lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(change(json.loads(line))) + "\n" for line in lines))
+    return folder
+
+
+def gradients(row: dict) -> dict:
+    return row | {"reward_gradients": 2 * row["reward_queries"]}
+
+
+@pytest.mark.parametrize(
+    ("x", "title", "places", "of_iterations"),
+    [
+        ("reward_queries", "reward queries [images]", [0, 640, 1280], [64, 704, 1344]),
+        ("reward_gradients", "reward gradients [images]", [0, 1280, 2560], [128, 1408, 2688]),
+        ("kl", "sqrt(KL from the base) [nats^½]", [0, 1, 2], [64, 704, 1344]),  # iterations know no KL
+        ("iterations", "iterations", [0, 10, 20], [1, 11, 21]),
+    ],
+)
+def test_all_curves_over_the_chosen_axis(tmp_path, x, title, places, of_iterations):
+    watched = {"kind": "watch", "iteration": 10, "reward_queries": 640, "watch/alarm": 1}
+    folder = with_rows(make_run(tmp_path / "run", [0, 0.4, 0.2], [0, 1, 2]), gradients)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(watched) + "\n")
+    runs = find_runs([str(folder)])
+    lay_out(runs, x)
+    curves = reward_curves(runs[0])
+    lines = [line for line in curves.data if line.name == "gold"]
+    assert [list(line.x) for line in lines] == [places] and curves.layout.xaxis.title.text == title
+    drawn = [shape.x0 for shape in curves.layout.shapes]
+    assert drawn[-1] == places[1]  # the alarm
+    assert drawn[:-1] == ([] if x == "kl" else of_iterations[1:2])  # the reset
+    (looks,) = small_multiples(runs, {"pictures/vendi": "v"}, "evaluation")
+    assert list(looks.data[0].x) == places and looks.layout.xaxis.title.text == title
+    (health,) = small_multiples(runs, {"reset/share": "r"}, "iteration")
+    assert list(health.data[0].x) == of_iterations
+    assert list(health_by_step(runs[0])[0].data[0].x) == of_iterations and list(kl_profile(runs[0]).data[0].x) == places
+    assert title.split("^")[0] in write_report(runs, folder / "report.html").read_text()
+
+
+def test_an_axis_that_a_run_lacks_is_told_in_a_sentence(tmp_path):
+    plain = make_run(tmp_path / "plain", [0, 0.4], [0, 1])
+    none = with_rows(make_run(tmp_path / "none", [0, 0.4], [0, 1]), lambda row: row | {"reward_gradients": 0})
+    still = with_rows(
+        make_run(tmp_path / "still", [0, 0.4], [0, 1]), lambda row: {k: v for k, v in row.items() if "kl/" not in k}
+    )
+    control = make_run(tmp_path / "control", [0, 0.4], [0, 1])
+    config = OmegaConf.merge(OmegaConf.load(control / "config.yaml"), {"task": "code", "code": {"block_size": 2}})
+    OmegaConf.save(config, control / "config.yaml")
+    for folder, x, message in (
+        (plain, "reward_gradients", "for it has not logged reward_gradients"),
+        (none, "reward_gradients", "for its reward_gradients stays 0"),
+        (still, "kl", "for it has not logged kl/sqrt"),
+        (control, "iterations", "for nothing is trained in it"),
+    ):
+        runs = find_runs([str(folder)])
+        with pytest.raises(UserError, match=f"--x {x}: .*{folder.name} cannot be drawn over it, {message}: choose"):
+            lay_out(runs, x)
+        assert runs[0].x is None
 
 
 def test_the_control_is_drawn_where_it_is_of_the_same_base_prompts_and_reward(tmp_path):

@@ -1,6 +1,7 @@
 """The arms of a sweep held against each other, seed by seed: `python -m src.report.compare FOLDER --against ARM`.
 
-Writes results.csv (a row a run), tables.md and curves.png into the folder. Needs the extra `studies`.
+Writes results.csv (a row a run), tables.md and curves.png into the folder; controls without training are drawn beside
+the arms. Needs the extra `studies`.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import pandas as pd
 from src.errors import UserError, told_in_one_sentence
 from src.files import user_path
 from src.report.figures import treatments
-from src.report.runs import Run, find_runs
+from src.report.runs import CHOICES, Run, find_runs, lay_out
 from src.report.study import against, compare, means, only_finished, table, write_tables
 from src.report.study_plots import draw_curves, proxy_and_gold
 from src.screen import survive_its_end
@@ -20,21 +21,23 @@ AT_THE_END = ["proxy_end", "gold_end", "held_out_gold_end", "cross_end", "top1_e
 CRITIC = ["explained_variance", "dormant", "recovery"]
 
 
-def arms_of(paths: Sequence[str]) -> dict[str, list[Run]]:
-    """Finished runs of fine-tuning, and evaluations of others' checkpoints, by what but the seed sets them apart.
+def arms_of(runs: Sequence[Run], where: str) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+    """Runs of fine-tuning, and evaluations of others' checkpoints, by what but the seed sets them apart; and controls.
 
-    Raises UserError where that is nothing.
+    Raises UserError where there is nothing to compare.
     """
-    arms = treatments([run for run in only_finished(find_runs(paths)) if not run.is_best_of_n])
-    if len(arms) < 2:
+    controls = treatments([run for run in runs if run.is_control])
+    arms = treatments([run for run in runs if not run.is_control])
+    if not arms:
+        raise UserError(f"{where}: these are controls without training; python -m src.report draws them on one page.")
+    if len(arms) < 2 and not controls:
         raise UserError(
-            f"{' '.join(paths)}: the finished runs differ in their seed only; "
-            "name folders with runs of two settings or more."
+            f"{where}: the finished runs differ in their seed only; name folders with runs of two settings or more."
         )
-    trained = sorted({run.trained for runs in arms.values() for run in runs})
+    trained = sorted({run.trained for part in (arms, controls) for runs in part.values() for run in runs})
     if len(trained) > 1:
-        raise UserError(f"{' '.join(paths)}: these runs train on {', '.join(trained)}; compare those of one reward.")
-    return arms
+        raise UserError(f"{where}: these runs train on {', '.join(trained)}; compare those of one reward.")
+    return arms, controls
 
 
 def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None) -> dict[str, pd.DataFrame]:
@@ -57,9 +60,10 @@ def main() -> None:
     parser.add_argument(
         "--at", nargs="+", type=float, default=[1.0], help="gains of the trained reward to read gold at, in base sd"
     )
+    parser.add_argument("--x", choices=list(CHOICES), default="reward_queries", help="what curves are drawn over")
     args = parser.parse_args()
     with told_in_one_sentence():
-        arms = arms_of(args.runs)
+        arms, controls = arms_of(only_finished(find_runs(args.runs)), " ".join(args.runs))
         if args.against is not None and args.against not in arms:
             raise UserError(f"--against={args.against} is none of the arms: {'; '.join(arms)}.")
         rows = [table(runs, lambda _, name=name: name, args.at) for name, runs in arms.items()]  # type: ignore[misc]
@@ -67,12 +71,12 @@ def main() -> None:
         found = pd.concat(rows, ignore_index=True)
         write_tables(folder, found, tables_of(found, args.at, args.against))
         trained = next(iter(arms.values()))[0].trained
-        panels = proxy_and_gold(trained)
-        if (
-            len({run.layout for runs in arms.values() for run in runs}) > 1
-        ):  # of others' checkpoints queries are unknown
+        panels, drawn = proxy_and_gold(trained, args.x), [run for runs in arms.values() for run in runs]
+        if args.x != "reward_queries":
+            lay_out(drawn, args.x)
+        elif len({run.layout for run in drawn}) > 1:  # of others' checkpoints queries are unknown
             panels = {title: keys for title, keys in panels.items() if keys[0] != "reward_queries"}
-        draw_curves(arms, panels, folder / "curves.png")
+        draw_curves(arms, panels, folder / "curves.png", controls=controls)
     told = "" if args.against else f"; hold them against one by --against ARM: {'; '.join(arms)}"
     print(f"{folder}: results.csv, tables.md, curves.png{told}")
 

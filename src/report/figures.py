@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from src.metrics.fits import Fit, fit_reward
 from src.metrics.intervals import t_quantile
-from src.report.runs import Run, differences
+from src.report.runs import CHOICES_OF_CONTROLS, Axis, Run, differences
 
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
@@ -39,10 +39,14 @@ def colour_of(k: int, opacity: float = 1.0) -> str:
 
 
 def reward_curves(run: Run) -> go.Figure:
-    """Gain of every reward over reward queries, with 95% intervals; dotted lines where neurons were reset."""
-    figure, x = go.Figure(), shown_places(run)
+    """Gain of every reward over the run's axis, with 95% intervals; dotted lines where neurons were reset."""
+    figure, shown = go.Figure(), [k for k, place in enumerate(run.places) if can_be_shown(run, place)]
+    x = [run.places[k] for k in shown]
     for k, name in enumerate(n for n in run.rewards if f"eval/{n}/gain" in run.evaluations[0]):
-        low, high = run.series(f"eval/{name}/gain_low"), run.series(f"eval/{name}/gain_high")
+        low, high, gains, held_out = (
+            [run.series(key)[k] for k in shown]
+            for key in (*(f"eval/{name}/{part}" for part in ("gain_low", "gain_high", "gain")), f"held_out/{name}/gain")
+        )
         figure.add_scatter(
             x=x + x[::-1],
             y=high + low[::-1],
@@ -55,30 +59,35 @@ def reward_curves(run: Run) -> go.Figure:
         )
         label = f"{name} (trained)" if name == run.trained else name
         line = {"color": colour_of(k), "width": 3 if name in (run.trained, JUDGE) else 1.5}
-        figure.add_scatter(x=x, y=run.series(f"eval/{name}/gain"), name=label, line=line)
-        held_out = run.series(f"held_out/{name}/gain")
+        figure.add_scatter(x=x, y=gains, name=label, line=line)
         if not all(map(math.isnan, held_out)):
             dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
             prompts = f"{name}, held-out prompts"
             figure.add_scatter(x=x, y=held_out, name=prompts, line=dashed, showlegend=False)
         if run.has_average:
             dotted = {"color": colour_of(k), "width": 1.5, "dash": "dot"}
-            figure.add_scatter(x=x, y=run.series(f"eval_ema/{name}/gain"), name=f"{name}, average", line=dotted)
-    for row in run.iterations:
+            averaged = [run.series(f"eval_ema/{name}/gain")[j] for j in shown]
+            figure.add_scatter(x=x, y=averaged, name=f"{name}, average", line=dotted)
+    for row in run.iterations if run.axis_of_iterations is run.axis else ():
         if row.get("reset/share", 0) > 0 or row.get("reset/lora_share", 0) > 0:
-            figure.add_vline(
-                x=row["reward_queries"], line={"color": "rgba(128,128,128,0.35)", "dash": "dot", "width": 1}
-            )
-    if run.alarm is not None:
+            figure.add_vline(x=row[run.axis.key], line={"color": "rgba(128,128,128,0.35)", "dash": "dot", "width": 1})
+    if run.place_of_alarm is not None:
         line = {"color": "#D55E00", "width": 2}
-        figure.add_vline(x=run.alarm, line=line, annotation_text="watch: alarm", annotation_position="top left")
+        figure.add_vline(
+            x=run.place_of_alarm, line=line, annotation_text="watch: alarm", annotation_position="top left"
+        )
     styled(figure, xaxis_title=run.axis.title, yaxis_title="gain over the base [base sd]")
-    return figure.update_xaxes(type="log") if run.is_best_of_n else figure
+    return figure.update_xaxes(type="log") if run.axis.log else figure
+
+
+def can_be_shown(run: Run, place: float | int) -> bool:
+    """Whether the axis has such a place."""
+    return math.isfinite(place) and (place > 0 or not run.axis.log)
 
 
 def shown_places(run: Run) -> list[float | int | None]:
     """Of the evaluations on the axis; None for what no plot can show."""
-    return [place if math.isfinite(place) else None for place in run.places]
+    return [place if can_be_shown(run, place) else None for place in run.places]
 
 
 def captions(run: Run) -> list[str]:
@@ -107,7 +116,7 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
             )
     if not figure.data:
         return None
-    for trained, curve in {run.trained: run.control for run in runs if not run.is_best_of_n}.items():
+    for trained, curve in {run.trained: run.control for run in runs if not run.is_control}.items():
         if curve:
             figure.add_scatter(
                 x=curve["proxy"],
@@ -129,6 +138,25 @@ def _curves(run: Run) -> list[tuple[str, str, str]]:
     """What was evaluated, its name and how it is drawn: the weights, and their average where one was kept."""
     averaged = [("eval_ema", f"{run.label}, averaged weights", "dash")] if run.has_average else []
     return [("eval", run.label, "solid"), *averaged]
+
+
+def controls_by_cost(runs: list[Run]) -> list[go.Figure]:
+    """What controls without training make of a picture's reward queries: their reward, and gold; none of runs alone."""
+    controls, axis = [run for run in runs if run.is_control], CHOICES_OF_CONTROLS["reward_queries"]
+    figures = []
+    for name in dict.fromkeys([*(run.trained for run in controls), JUDGE]):
+        figure = go.Figure()
+        for k, run in enumerate(controls):
+            points = list(zip(run.queries, run.series(f"eval/{name}/gain"), captions(run), strict=True))
+            x, y, text = ([point[j] for point in points if point[0] > 0] for j in range(3))  # the base's cost nothing
+            if not all(map(math.isnan, y)):
+                line = {"color": colour_of(k), "dash": "dot"}
+                figure.add_scatter(x=x, y=y, mode="lines+markers", name=run.control_name, line=line, text=text)
+        if figure.data:
+            titles = {"xaxis_title": axis.title, "yaxis_title": "gain [base sd]"}
+            figures.append(panel(figure, f"{name} over what a picture costs", hovermode="closest", **titles))
+            figures[-1].update_xaxes(type="log")
+    return figures
 
 
 def kl_frontier(runs: list[Run]) -> go.Figure | None:
@@ -172,9 +200,10 @@ def diversity_frontier(runs: list[Run]) -> list[go.Figure]:
 def fit_of(run: Run) -> Fit | None:
     """Gao et al.'s form fitted to gold over the distance from the base.
 
-    None on fewer than three points off it, and of a frontier, which is no course of training.
+    None on fewer than three points off it, of a frontier, which is no course of training, and of controls that have no
+    form: best of n has one.
     """
-    if run.is_frontier:
+    if run.is_frontier or (run.is_control and not run.is_best_of_n):
         return None
     distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
     if any(map(math.isnan, [*distance, *judged])) or sum(d > 0 for d in distance) < 3:
@@ -188,15 +217,15 @@ def treatments(runs: list[Run]) -> dict[str, list[Run]]:
     Where some of the runs are finished, those that are not are left out.
     """
     runs = [run for run in runs if run.finished] or runs
-    trained = [run for run in runs if not run.is_best_of_n]
+    trained = [run for run in runs if not run.is_control]
     keys = [key for key in differences(trained) if key != "seed"]
     groups: dict[str, list[Run]] = {}
     for run in trained:
         groups.setdefault(json.dumps([run.value(key) for key in keys]), []).append(run)
     names = _names([{key: part[0].value(key) for key in [*keys, "train_reward"]} for part in groups.values()], keys)
     found = dict(zip(names, groups.values(), strict=True))
-    for run in (run for run in runs if run.is_best_of_n):
-        found.setdefault(f"best of n by {run.trained}", []).append(run)
+    for run in (run for run in runs if run.is_control):
+        found.setdefault(run.control_name, []).append(run)
     return found
 
 
@@ -279,19 +308,27 @@ LOOKS = {
 def small_multiples(runs: list[Run], keys: dict[str, str], kind: str) -> list[go.Figure]:
     """A figure for each key, a line for each run that shares the axis of the first."""
     figures, course = [], [run for run in runs if not run.is_frontier] or runs
+    shared = axis_of(course[0], kind)
     for key, title in keys.items():
         if not any(key in row for run in runs for row in _rows(run, kind)[:1]):
             continue
         figure = go.Figure()
         for k, run in enumerate(runs):
-            if run.axis is not course[0].axis:
+            if axis_of(run, kind) is not shared:
                 continue  # a frontier is no course of training, and has an axis of its own
             rows = _rows(run, kind)
             line = {"color": colour_of(k), "width": 1.5}
-            x = shown_places(run) if rows is run.evaluations else [row["reward_queries"] for row in rows]
+            x = shown_places(run) if rows is run.evaluations else run.series(shared.key, rows)
             figure.add_scatter(x=x, y=run.series(key, rows), name=run.label, line=line)
-        figures.append(panel(figure, title, xaxis_title=course[0].axis.title))
+        figures.append(panel(figure, title, xaxis_title=shared.title))
+        if shared.log:
+            figures[-1].update_xaxes(type="log")
     return figures
+
+
+def axis_of(run: Run, kind: str) -> Axis:
+    """Of the rows of this kind."""
+    return run.axis_of_iterations if kind == "iteration" else run.axis
 
 
 def panel(figure: go.Figure, title: str, **layout) -> go.Figure:
@@ -314,16 +351,16 @@ BY_STEP = {
 def health_by_step(run: Run) -> list[go.Figure]:
     """Optimisation health at each denoising step, over training; a figure each."""
     figures = []
-    queries = [row["reward_queries"] for row in run.iterations]
+    places = run.series(run.axis_of_iterations.key, run.iterations)
     for key, title in BY_STEP.items():
         if not run.iterations or f"{key}/step_0" not in run.iterations[-1]:
             continue
         steps = sum(name.startswith(f"{key}/step_") for name in run.iterations[-1])
         z = [run.series(f"{key}/step_{k}", run.iterations) for k in range(steps)]
         bar = {"thickness": 8}
-        heat = go.Heatmap(z=z, x=queries, y=list(range(steps)), colorscale="Viridis", colorbar=bar)
+        heat = go.Heatmap(z=z, x=places, y=list(range(steps)), colorscale="Viridis", colorbar=bar)
         figure = go.Figure(heat).update_yaxes(autorange="reversed", title_text="denoising step")
-        figures.append(panel(figure, title, hovermode="closest"))
+        figures.append(panel(figure, title, hovermode="closest", xaxis_title=run.axis_of_iterations.title))
     return figures
 
 

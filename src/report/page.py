@@ -59,15 +59,21 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
         _section(
             "Proxy against gold",
             [figures.proxy_against_judge(runs)],
-            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among base samples, no training.",
+            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among "
+            "base samples, no training.",
         ),
         _section(
             "Gold over distance from the base",
             [figures.kl_frontier(runs)],
             "Dashed: R = d (alpha - beta log d), of best-of-n d (alpha - beta d). The KL of a trained policy is that "
-            "of whole trajectories, which bounds that of the pictures from above; that of best-of-n is of the "
-            "picture that is chosen: to compare the two, see above.",
+            "of whole trajectories, which bounds that of the pictures from above, as does that of CoDe; that of "
+            "best-of-n is of the picture that is chosen: to compare the two, see above. DAS has none.",
             _fit_table(runs),
+        ),
+        _section(
+            "Controls by what a picture costs",
+            figures.controls_by_cost(runs),
+            "Nothing is trained: reward queries that are asked for one picture.",
         ),
         _section(
             "Reward over diversity", figures.diversity_frontier(runs) if any(r.is_frontier for r in runs) else [], ""
@@ -141,7 +147,13 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"Better than the base's under all rewards at once: {up:.0%} of the pictures; worse under all: {down:.0%}."
         )
-    if "kl/trajectory" not in last:
+    if "das/alpha" in last:
+        notes.append("No KL: that of sampling with particles from the base has no closed form.")
+    elif "code/n" in last:
+        notes.append(
+            "The KL is that of whole trajectories, blocks (log N - (N - 1) / N); of pictures it is at most that."
+        )
+    elif "kl/trajectory" not in last:
         notes.append("No KL: at eta 0 a step has no density, so that there is no distance from the base to tell.")
     if run.layout == "checkpoints":
         notes.append(

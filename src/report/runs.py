@@ -32,18 +32,38 @@ IGNORED = (
 class Axis:
     """What the evaluations of a run are laid out over."""
 
+    key: str  # of their rows
     title: str
     at: str  # of a value, in a sentence
-    first: str  # of the base, likewise
+    first: str = "before training"  # of the base, likewise
+    log: bool = False
 
 
+UNTOUCHED = "without a choice"
 AXES = {
-    "queries": Axis("reward queries [images]", "at {:,} queries", "before training"),
-    "checkpoints": Axis("number of the checkpoint", "at checkpoint {:,}", "before training"),
-    "scale": Axis("scale, share of what fine-tuning changed", "at scale {:g}", "at scale 0"),
-    "aig": Axis("p of annealed importance guidance, 0 is the tuned model", "at p = {:g}", "without it"),
-    "best_of_n": Axis("n, base samples to choose from", "at the best of {:,}", "without a choice"),
+    "queries": Axis("reward_queries", "reward queries [images]", "at {:,} queries"),
+    "checkpoints": Axis("reward_queries", "number of the checkpoint", "at checkpoint {:,}"),
+    "scale": Axis("policy/scale", "scale, share of what fine-tuning changed", "at scale {:g}", "at scale 0"),
+    "aig": Axis("policy/aig", "p of annealed importance guidance, 0 is the tuned model", "at p = {:g}", "without it"),
+    "best_of_n": Axis("best_of_n/n", "n, base samples to choose from", "at the best of {:,}", UNTOUCHED, log=True),
+    "per_picture": Axis("reward_queries", "reward queries a picture [images]", "at {:,} queries a picture", UNTOUCHED),
+    "alpha": Axis("das/alpha", "alpha, temperature [base sd a nat]", "at alpha = {:g}", "at the base", log=True),
 }
+KL = Axis("kl/sqrt", "sqrt(KL from the base) [nats^½]", "at sqrt(KL) = {:.1f}", "at the base")
+CHOICES = {  # of an x-axis for all runs, by what --x says
+    "reward_queries": AXES["queries"],
+    "reward_gradients": Axis("reward_gradients", "reward gradients [images]", "at {:,} gradients"),
+    "kl": KL,
+    "iterations": Axis("iteration", "iterations", "at iteration {:,}"),
+}
+CHOICES_OF_CONTROLS = {  # whose cost is one picture's
+    "reward_queries": AXES["per_picture"],
+    "reward_gradients": Axis(
+        "reward_gradients", "reward gradients a picture [images]", "at {:,} gradients a picture", UNTOUCHED
+    ),
+    "kl": KL,
+}
+CONTROLS = ("best_of_n", "code", "das")  # tasks that train nothing
 
 
 @dataclass
@@ -53,9 +73,10 @@ class Run:
     folder: Path
     config: dict[str, Any]
     iterations: list[Row]
-    evaluations: list[Row]  # the base model's first; of best-of-n, one for each n
+    evaluations: list[Row]  # the base model's first; of a control, then one for each setting
     watch: list[Row] = field(default_factory=list)
     label: str = ""
+    x: str | None = None  # a key of CHOICES, where the axis has been chosen
 
     @property
     def commit(self) -> str:
@@ -124,10 +145,38 @@ class Run:
         return self.config.get("task") == "best_of_n"
 
     @property
+    def is_control(self) -> bool:
+        """Whether nothing was trained: its rows are points of one curve, and their costs a picture's."""
+        return self.config.get("task") in CONTROLS
+
+    @property
+    def control_name(self) -> str:
+        """What a control does, by what it was done."""
+        if self.is_best_of_n:
+            return f"best of n by {self.trained}"
+        options = self.config[self.config["task"]]
+        if self.config["task"] == "code":
+            return f"CoDe (B = {options['block_size']}) by {self.trained}"
+        fixed = f"P = {self.evaluations[-1]['das/particles']}" if self.layout == "alpha" else f"alpha = {self._alpha:g}"
+        return f"DAS ({fixed}) by {self.trained}"
+
+    @property
+    def _alpha(self) -> float:
+        return self.evaluations[-1].get("das/alpha", float("nan"))
+
+    @property
     def layout(self) -> str:
         """A key of AXES."""
+        if self.is_best_of_n:
+            return "best_of_n"
+        if self.is_control:
+            return (
+                "alpha"
+                if len({row["das/alpha"] for row in self.evaluations if "das/alpha" in row}) > 1
+                else "per_picture"
+            )
         if self.config.get("task") != "evaluate":
-            return "best_of_n" if self.is_best_of_n else "queries"
+            return "queries"
         for key in ("aig", "scale"):
             if len({row[f"policy/{key}"] for row in self.evaluations[1:] if f"policy/{key}" in row}) > 1:
                 return key
@@ -135,7 +184,14 @@ class Run:
 
     @property
     def axis(self) -> Axis:
-        return AXES[self.layout]
+        if self.x is None:
+            return AXES[self.layout]
+        return (CHOICES_OF_CONTROLS if self.is_control else CHOICES)[self.x]
+
+    @property
+    def axis_of_iterations(self) -> Axis:
+        """What the rows of its iterations are laid out over: the axis, where they have it, else reward queries."""
+        return self.axis if all(self.axis.key in row for row in self.iterations) else AXES["queries"]
 
     @property
     def is_frontier(self) -> bool:
@@ -145,11 +201,17 @@ class Run:
     @property
     def places(self) -> list[int | float]:
         """Of the evaluations on the axis; nan where they have none."""
-        return self.series(f"policy/{self.layout}") if self.is_frontier else list(self.queries)
+        return self.series(self.axis.key)
 
     def told(self, k: int) -> str:
         """Where the k-th evaluation stands, in a sentence."""
         return self.axis.first if k == 0 else self.axis.at.format(self.places[k])
+
+    @property
+    def place_of_alarm(self) -> int | float | None:
+        """Of the evaluation that the watch spoke at."""
+        pairs = zip(self.queries, self.places, strict=True)
+        return next((place for queries, place in pairs if queries == self.alarm), None)
 
     @property
     def queries(self) -> list[int]:
@@ -204,6 +266,32 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
         parts = [f"{key.split('.')[-1]}={run.value(key)}" for key in differing[:4]]
         run.label = ", ".join(parts) or run.folder.name
     return runs
+
+
+def lay_out(runs: Iterable[Run], x: str | None) -> None:
+    """Lays all runs out over one of CHOICES; None leaves each its own axis.
+
+    Raises UserError on a run that does not have it.
+    """
+    for run in runs if x is not None else ():
+        if lacks := _lacks(run, x):
+            raise UserError(f"--x {x}: {run.folder} cannot be drawn over it, {lacks}: choose another, or leave it out.")
+        run.x = x
+
+
+def _lacks(run: Run, x: str) -> str | None:
+    """Why a run cannot be laid out over one of CHOICES; None where it can."""
+    if x == "iterations" and (run.is_control or run.config.get("task") == "evaluate"):
+        return "for nothing is trained in it"
+    if x == "reward_queries" and run.layout == "checkpoints":
+        return "for the reward queries of its checkpoints are not known"
+    key = CHOICES[x].key
+    places = run.series(key)[1:]
+    if any(place != place for place in places):
+        return f"for it has not logged {key}"
+    if places and not any(places):
+        return f"for its {key} stays 0"
+    return None
 
 
 def read_run(folder: Path) -> Run | None:
@@ -275,7 +363,13 @@ def _outset(run: Run, proxy: float | int) -> str:
     """What became of the trained reward, by how the run is laid out."""
     verb, queries = "rose" if proxy >= 0 else "fell", run.evaluations[-1]["reward_queries"]
     if run.is_best_of_n:
-        return f"Choosing the best of up to {queries:,} base samples by {run.trained} raised it by {proxy:.1f} base sd"
+        most = run.places[-1] if run.x is None else run.evaluations[-1]["best_of_n/n"]
+        return f"Choosing the best of up to {most:,} base samples by {run.trained} raised it by {proxy:.1f} base sd"
+    if run.is_control:
+        how = {"code": "block by block", "das": "with particles that follow its gradient"}[run.config["task"]]
+        did = "raised" if proxy >= 0 else "lowered"
+        cost = f"{queries:,} queries a picture"
+        return f"Drawing from the base by {run.trained} {how} {did} it by {abs(proxy):.1f} base sd, for {cost}"
     if run.is_frontier:
         gains = run.series(f"eval/{run.trained}/gain")
         return f"Of these weights the trained reward ({run.trained}) is highest {_highest(run, gains)}"

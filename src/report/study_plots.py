@@ -2,55 +2,95 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
 from src.report.figures import COLOURS
-from src.report.runs import Run
+from src.report.runs import CHOICES, Run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+PER_PICTURE = ("reward_queries", "reward_gradients", "iteration")  # what controls count otherwise than training does
 
-def proxy_and_gold(trained: str) -> dict[str, tuple[str, str]]:
-    """Panels of a study on this reward: title, and keys of x and y."""
+
+def proxy_and_gold(trained: str, x: str = "reward_queries") -> dict[str, tuple[str, str]]:
+    """Panels of a study on this reward: title, and keys of x and y. `x` is a key of CHOICES."""
+    key, over = CHOICES[x].key, "" if x == "reward_queries" else f" over {CHOICES[x].title.split(' [')[0]}"
     return {
-        f"trained reward ({trained}), gain [base sd]": ("reward_queries", f"eval/{trained}/gain"),
-        "gold, gain [base sd]": ("reward_queries", "eval/gold/gain"),
+        f"trained reward ({trained}), gain [base sd]{over}": (key, f"eval/{trained}/gain"),
+        f"gold, gain [base sd]{over}": (key, "eval/gold/gain"),
         "gold over trained reward [base sd]": (f"eval/{trained}/gain", "eval/gold/gain"),
         "gold over sqrt(KL) [base sd, nats^½]": ("kl/sqrt", "eval/gold/gain"),
     }
 
 
+def costs_of_controls(trained: str) -> dict[str, tuple[str, str]]:
+    """Panels of controls without training, over what one picture costs them."""
+    names = {f"controls: {trained}": trained, "controls: gold": "gold"}
+    return {
+        f"{title} over reward queries a picture": ("reward_queries", f"eval/{name}/gain")
+        for title, name in names.items()
+    }
+
+
 def draw_curves(
-    arms: dict[str, Sequence[Run]], panels: dict[str, tuple[str, str]], target: Path, columns: int = 2
+    arms: dict[str, Sequence[Run]],
+    panels: dict[str, tuple[str, str]],
+    target: Path,
+    columns: int = 2,
+    controls: dict[str, Sequence[Run]] | None = None,
 ) -> None:
     """A panel for each title of `panels`, whose value is (x key, y key) of the evaluations.
 
-    A thin line for each run; a thick one for the mean of an arm, where its runs share their x.
+    A thin line for each run; a thick one for the mean of an arm, where its runs share their x. Controls without
+    training are dotted: in the panels whose x they share with training, and in two of their own.
     """
-    rows = -(-len(panels) // columns)
+    controls = controls or {}
+    own = costs_of_controls(next(iter(controls.values()))[0].trained) if controls else {}
+    rows = -(-(len(panels) + len(own)) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
-    for axis, (title, (x, y)) in zip(axes.flat, panels.items(), strict=False):
-        for k, (arm, runs) in enumerate(arms.items()):
-            colour = COLOURS[k % len(COLOURS)]
-            curves = [(run.series(x), run.series(y)) for run in runs]
-            shared = len({tuple(xs) for xs, _ in curves}) == 1
-            for xs, ys in curves:
-                axis.plot(xs, ys, color=colour, linewidth=0.7 if shared else 1.2, alpha=0.5 if shared else 0.9)
-            if shared:
-                axis.plot(curves[0][0], np.mean([ys for _, ys in curves], axis=0), color=colour, linewidth=2)
-            axis.plot([], [], color=colour, linewidth=2, label=arm)
+    for axis, (title, (x, y)) in zip(axes.flat, (panels | own).items(), strict=False):
+        if title in own:
+            axis.set_xscale("symlog", base=2, linthresh=1)  # the base costs nothing
+        else:
+            _draw_arms(axis, arms, x, y)
+        if title in own or x not in PER_PICTURE:
+            _draw_controls(axis, controls, x, y, len(arms))
         axis.axhline(0, color="#999999", linewidth=0.6)
-        axis.set(title=title)
+        axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes.flat)[len(panels) :]:
+    for axis in list(axes.flat)[len(panels) + len(own) :]:
         axis.set_visible(False)
     axes.flat[0].legend(frameon=False, fontsize=8)
+    if own:
+        axes.flat[len(panels)].legend(frameon=False, fontsize=8)
     figure.savefig(target, dpi=110)
     plt.close(figure)
+
+
+def _draw_arms(axis: Any, arms: dict[str, Sequence[Run]], x: str, y: str) -> None:
+    for k, (arm, runs) in enumerate(arms.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        curves = [(run.series(x), run.series(y)) for run in runs]
+        shared = len({tuple(xs) for xs, _ in curves}) == 1
+        for xs, ys in curves:
+            axis.plot(xs, ys, color=colour, linewidth=0.7 if shared else 1.2, alpha=0.5 if shared else 0.9)
+        if shared:
+            axis.plot(curves[0][0], np.mean([ys for _, ys in curves], axis=0), color=colour, linewidth=2)
+        axis.plot([], [], color=colour, linewidth=2, label=arm)
+
+
+def _draw_controls(axis: Any, controls: dict[str, Sequence[Run]], x: str, y: str, first: int) -> None:
+    """In the colours after the first ones, which are the arms'."""
+    for k, (name, runs) in enumerate(controls.items(), first):
+        dotted = {"color": COLOURS[k % len(COLOURS)], "linestyle": ":", "marker": ".", "linewidth": 1.2}
+        for run in runs:
+            axis.plot(run.series(x), run.series(y), **dotted)
+        axis.plot([], [], label=name, **dotted)
 
 
 def draw_shares(arms: dict[str, Sequence[Run]], key: str, label: str, target: Path) -> None:

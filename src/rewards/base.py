@@ -136,6 +136,11 @@ class RewardModel(LightningModule):
         with torch.set_grad_enabled(differentiable), torch.autocast(images.device.type, enabled=False):
             return self._score(images, prompts)
 
+    def has_gradient(self, prompt: str) -> bool:
+        """Whether scores have a gradient with respect to the picture."""
+        grey = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+        return self.score(grey, [prompt], differentiable=True).requires_grad
+
     def _score(self, images: Float[Tensor, "..."], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         starts = range(0, len(images), self.batch_size)
         parts = [self._batch(images[i : i + self.batch_size], prompts[i : i + self.batch_size]) for i in starts]

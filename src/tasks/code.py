@@ -24,15 +24,15 @@ from src.metrics.best_of_n import best_of_n_kl
 from src.policy.diffusion import DiffusionPolicy
 from src.tasks import control
 from src.tasks.control import Control, Latents, Scorer, Setting, counts, in_batches, repeated, streams
-from src.types import Metrics
+from src.tasks.outcome import Row
 
 
-def run(composed: DictConfig) -> Metrics:
+def run(composed: DictConfig) -> Row:
     """The whole control; returns its last row."""
     return control.opened(composed, "code", blockwise)
 
 
-def blockwise(cfg: dict[str, Any], folder: Path) -> Metrics:
+def blockwise(cfg: dict[str, Any], folder: Path) -> Row:
     if cfg["code"] is None:
         raise UserError("task=code needs its options: choose +experiment=code, which has them.")
     return control.run(cfg, folder, CoDe(**cfg["code"]))
@@ -65,10 +65,10 @@ class CoDe(Control):
         blocks = math.ceil(num_steps / self.block_size)
         return [Setting(f"N = {n}", blocks * n * queries, self._columns(blocks, n), {"n": n}) for n in self.n]
 
-    def base_columns(self) -> Metrics:
+    def base_columns(self) -> Row:
         return self._columns(1, 1)
 
-    def _columns(self, blocks: int, n: int) -> Metrics:
+    def _columns(self, blocks: int, n: int) -> Row:
         kl = choice_kl(blocks, n)
         return {"reward_gradients": 0, "code/n": n, "kl/trajectory": kl, "kl/sqrt": kl**0.5}
 

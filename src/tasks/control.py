@@ -33,10 +33,10 @@ from src.screen import show
 from src.seeding import POOL_STREAM, seed_of
 from src.tasks.building import build, build_rewards
 from src.tasks.members import numbers
-from src.tasks.outcome import curve_table
+from src.tasks.outcome import Row, curve_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import POOL, new_run, quieten, session, stored_run
-from src.types import Metrics, Rollout
+from src.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]
 
@@ -47,8 +47,8 @@ class Setting:
 
     label: str
     at: int  # reward queries a picture
-    columns: Metrics  # what else the row of its evaluation says
-    options: dict[str, float] = field(default_factory=dict)  # of the control's `draw`
+    columns: Row  # what else the row of its evaluation says
+    options: dict[str, Any] = field(default_factory=dict)  # of the control's `draw`
 
 
 class Control:
@@ -60,17 +60,17 @@ class Control:
         """The points of the curve, where a trajectory has so many steps, and a picture's score asks so many rewards."""
         raise NotImplementedError(f"{type(self).__name__} does not define settings")
 
-    def base_columns(self) -> Metrics:
+    def base_columns(self) -> Row:
         """What the base's row says, which costs nothing."""
         return {"reward_gradients": 0}
 
     def draw(
-        self, policy: DiffusionPolicy, reward: "Scorer", prompts: list[str], seeds: list[int], **options: float
+        self, policy: DiffusionPolicy, reward: "Scorer", prompts: list[str], seeds: list[int], **options: Any
     ) -> Latents:
         """x_0 of a picture for each prompt."""
         raise NotImplementedError(f"{type(self).__name__} does not define draw")
 
-    def width(self, **options: float) -> int:
+    def width(self, **options: Any) -> int:
         """Trajectories that are drawn for a picture."""
         raise NotImplementedError(f"{type(self).__name__} does not define width")
 
@@ -115,7 +115,7 @@ def opened(composed: DictConfig, name: str, act: Callable[[dict[str, Any], Path]
         return act(cfg, folder)
 
 
-def run(cfg: dict[str, Any], folder: Path, control: Control) -> Metrics:
+def run(cfg: dict[str, Any], folder: Path, control: Control) -> Row:
     """Draws what is left of the settings, and sums up; returns the last row."""
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy: DiffusionPolicy = build(cfg["policy"])
@@ -127,8 +127,11 @@ def run(cfg: dict[str, Any], folder: Path, control: Control) -> Metrics:
         if not policy.has_density:
             raise UserError("evaluation.eta=0: without noise all samples from one state are the same; choose eta=1.0.")
         settings = control.settings(policy.num_steps, reward.queries)
-    if control.needs_gradient:
-        check_gradient(policy, reward, evaluation.sets[0].prompts[0])
+    if control.needs_gradient and not reward.has_gradient(evaluation.sets[0].prompts[0]):
+        raise UserError(
+            f"train_reward={cfg['train_reward']}: {type(reward).__name__} has no gradient with respect to the picture, "
+            "which das follows: choose another reward, or +experiment=code, which needs none."
+        )
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     guided = Guided(policy, control, Scorer(cfg["train_reward"], reward), folder / POOL)
     series = ControlSeries(guided, members_of(cfg, rewards), settings, evaluation, cfg["policy"]["path"])
@@ -136,17 +139,6 @@ def run(cfg: dict[str, Any], folder: Path, control: Control) -> Metrics:
     summarise(cfg, folder, series, seconds)
     tell_where_to_look(loggers)
     return evaluation.history[-1]
-
-
-def check_gradient(policy: DiffusionPolicy, reward: RewardModel, prompt: str) -> None:
-    """Raises UserError on a reward without a gradient with respect to the picture."""
-    picture = policy.decode(torch.zeros(1, *policy.latent_shape)).requires_grad_()
-    with torch.enable_grad():
-        if not reward.score(picture, [prompt], differentiable=True).requires_grad:
-            raise UserError(
-                f"train_reward: {type(reward).__name__} has no gradient with respect to the picture, which das "
-                "follows: choose another reward, or +experiment=code, which needs none."
-            )
 
 
 class Guided:
@@ -202,7 +194,7 @@ class Guided:
         options = self.setting.options
         at_once = max(1, self.base.sampling_batch // self.control.width(**options))
         parts = [left[i : i + at_once] for i in range(0, len(left), at_once)]
-        for part in track(parts, self.setting.label, disable=not parts):
+        for part in track(parts, self.setting.label):
             prompts, seeds = ([pair[k] for pair in part] for k in (0, 1))
             latents = self.control.draw(self.base, self.reward, prompts, seeds, **options).cpu()  # type: ignore[arg-type]
             write_arrays(self.part / f"{seeds[0]}.npz", seeds=np.array(seeds), latents=latents.numpy())
@@ -234,7 +226,7 @@ class ControlSeries(Series):
             )
         self.policy.take_up(number, self.points[number], unit)
 
-    def columns(self, point: Setting | None) -> Metrics:
+    def columns(self, point: Setting | None) -> Row:
         return dict(point.columns if point else self.policy.control.base_columns())
 
 

@@ -37,17 +37,17 @@ from src.seeding import RESAMPLING_STREAM, seed_of
 from src.tasks import control
 from src.tasks.control import Control, Latents, Scorer, Setting, counts, repeated, streams
 from src.tasks.members import numbers
-from src.types import Metrics
+from src.tasks.outcome import Row
 
 TEMPERED = 0.87  # share of the steps after which lambda is 1 by default: gamma = 0.008 of the authors' 100 steps
 
 
-def run(composed: DictConfig) -> Metrics:
+def run(composed: DictConfig) -> Row:
     """The whole control; returns its last row."""
     return control.opened(composed, "das", with_particles)
 
 
-def with_particles(cfg: dict[str, Any], folder: Path) -> Metrics:
+def with_particles(cfg: dict[str, Any], folder: Path) -> Row:
     if cfg["das"] is None:
         raise UserError("task=das needs its options: choose +experiment=das, which has them.")
     return control.run(cfg, folder, DAS(**cfg["das"]))
@@ -81,7 +81,7 @@ class DAS(Control):
     def settings(self, num_steps: int, queries: int) -> list[Setting]:
         found = []
         for p, alpha in ((p, alpha) for p in self.particles for alpha in self.alpha):
-            columns: Metrics = {"reward_gradients": p * num_steps * queries, "das/particles": p, "das/alpha": alpha}
+            columns: Row = {"reward_gradients": p * num_steps * queries, "das/particles": p, "das/alpha": alpha}
             label = f"P = {p}" if len(self.particles) > 1 else f"alpha = {alpha:g}"
             found.append(Setting(label, p * (num_steps + 1) * queries, columns, {"particles": p, "alpha": alpha}))
         return found

@@ -26,10 +26,9 @@ from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import show
 from src.tasks.building import build, build_callback, build_rewards
 from src.tasks.members import Point, paths_of, points_of
-from src.tasks.outcome import kl_sentence, outcome_table
+from src.tasks.outcome import Row, kl_sentence, outcome_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import new_run, quieten, session, stored_run
-from src.types import Metrics
 
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
     *(
@@ -149,8 +148,8 @@ class WeightSeries(Series):
         self.policy.annealing = point.aig
         self.policy.to(self.device)
 
-    def columns(self, point: Point | None) -> Metrics:
-        found: Metrics = {"policy/scale": point.scale if point else 0.0}
+    def columns(self, point: Point | None) -> Row:
+        found: Row = {"policy/scale": point.scale if point else 0.0}
         if not self.points[0].counted:
             found["policy/checkpoint"] = self.reward_queries
         if point and point.aig is not None:

@@ -111,10 +111,7 @@ def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int, prompts: 
 
 def check_gradient(finetuner: RewardFinetuner, prompt: str) -> None:
     """Raises UserError where an algorithm follows the reward's gradient and the reward has none."""
-    if not finetuner.algorithm.gradients_a_sample:
-        return
-    grey = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
-    if not finetuner.reward.score(grey, [prompt], differentiable=True).requires_grad:
+    if finetuner.algorithm.gradients_a_sample and not finetuner.reward.has_gradient(prompt):
         raise UserError(
             f"train_reward={finetuner.reward_name}: {type(finetuner.reward).__name__} has no gradient with respect to "
             "the picture; choose another reward, or an algorithm that needs none, such as algorithm=ddpo."

@@ -63,7 +63,7 @@ class Series(LightningModule):
         """From now on the policy is what the point of this number makes of it, counted from 0."""
         raise NotImplementedError(f"{type(self).__name__} does not define take_up")
 
-    def columns(self, point: Any | None) -> Metrics:
+    def columns(self, point: Any | None) -> Row:
         """What the row of an evaluation says of a point, or of the base."""
         raise NotImplementedError(f"{type(self).__name__} does not define columns")
 
