@@ -59,7 +59,8 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
         _section(
             "Proxy against gold",
             [figures.proxy_against_judge(runs)],
-            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among base samples, no training.",
+            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among "
+            "base samples, no training.",
         ),
         _section(
             "Gold over distance from the base",
