@@ -95,7 +95,10 @@ def main() -> None:
     unseen = held_out(load_emoji(args.data_dir).animals(), True)
     images = augment(to_float(unseen.images.repeat(10, 1, 1, 1)), torch.Generator().manual_seed(7))
     ladder = by_severity(reward, images)
-    figures = {"unseen pictures": accuracy(ladder), "base samples": of_base(reward, GoldAnnotator(str(WEIGHTS / "gold")))}
+    figures = {
+        "unseen pictures": accuracy(ladder),
+        "base samples": of_base(reward, GoldAnnotator(str(WEIGHTS / "gold"))),
+    }
     draw(ladder, sorted((args.work_dir / "artifact").rglob("metrics.csv")), WEIGHTS / "card" / "artifact.png")
     write_json(WEIGHTS / "card" / "artifact.json", figures)
     print(json.dumps(figures, indent=2))
