@@ -1,7 +1,7 @@
 """Writes the figures of the artifact classifier's card: `python -m src.mini.artifact_card`.
 
-Of pictures that it has not learnt from, and of the base's samples: how many it takes for sound, or for broken, once they
-are. Gold is asked at the end, for a comparison.
+Of pictures that it has not learnt from, and of the base's samples: how many it takes for sound and, once they are
+broken, for broken. Gold is asked at the end, for a comparison.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def of_base(reward: ArtifactReward, gold: GoldAnnotator) -> dict[str, Any]:
 def draw(ladder: dict[str, list[Tensor]], curves: list[Path], target: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     rows = [row for path in curves for row in csv.DictReader(read_text(path).splitlines())]
-    axes[0].plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
+    losses = {int(row["step"]): float(row["loss"]) for row in rows}  # of steps made twice, after a stop, the last
+    axes[0].plot(list(losses), list(losses.values()), linewidth=0.8)
     axes[0].set(xlabel="step", ylabel="training loss", yscale="log")
     for kind, steps in ladder.items():
         axes[1].plot(SEVERITIES, [values.mean().item() for values in steps], label=kind, linewidth=1)
