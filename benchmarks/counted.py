@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.finetuner import RewardFinetuner
+from src.policy.ddim import gaussian_log_prob
 from src.policy.diffusion import DiffusionPolicy
 from src.rewards.base import RewardModel
 from src.tasks.building import build_finetuner
@@ -28,7 +29,7 @@ def train_rows(policy: DiffusionPolicy, rows: int) -> None:
     """The forward and the backward pass of so many (sample, timestep) rows of an update."""
     x = torch.zeros(rows, *policy.latent_shape, device=policy.device)
     t = policy.timesteps[:1].expand(rows)
-    log_prob = policy.log_prob(x, x, t, policy.encode_prompts(["a cat"] * rows))
+    log_prob = gaussian_log_prob(x, *policy.step_distribution(x, t, policy.encode_prompts(["a cat"] * rows)))
     torch.autograd.grad(log_prob.sum(), policy.trainable())
 
 

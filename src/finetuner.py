@@ -27,7 +27,7 @@ from src.resets.base import Reset
 from src.resets.phase import ResetPhase
 from src.rewards.base import RewardModel
 from src.seeding import DROPOUT_STREAM, LOSS_STREAM, seed_of
-from src.types import Credit, Metrics, Rollout, Rows
+from src.types import Credit, Metrics, Rollout, Row, Rows
 
 PHASES = ("sampling", "rewards", "critic_features", "reference", "update", "reset")
 
@@ -88,7 +88,7 @@ class RewardFinetuner(LightningModule):
         self.critic_epochs, self.critic_gradient_factor = critic_epochs, critic_gradient_factor
         self.iteration = self.samples = self.reward_queries = self.reward_gradients = self.optimizer_steps = 0
         self.phase_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.latest: Metrics = {}  # the row of the last iteration
+        self.latest: Row = {}  # the row of the last iteration
 
     @property
     def needs_reference(self) -> bool:
@@ -334,9 +334,9 @@ class RewardFinetuner(LightningModule):
 
     # ------------------------------------------------------------------------------------------- logging and life
 
-    def record(self, kind: str, metrics: Metrics) -> Metrics:
+    def record(self, kind: str, metrics: Metrics) -> Row:
         """Sends one row to every logger and returns it; the x-axis of all curves is `reward_queries`."""
-        row: Metrics = {
+        row: Row = {
             "iteration": self.iteration,
             "reward_queries": self.reward_queries,
             "reward_gradients": self.reward_gradients,

@@ -144,3 +144,4 @@ class Rows:
 
 
 Metrics = dict[str, float]  # logged key -> value; every key is in src/metrics/glossary.py
+Row = dict[str, float | int]  # the same as it is logged, counts among them

@@ -27,7 +27,7 @@ def started(overrides: list[str], told: Path, before: Callable[[], Any] | None =
     Args:
         before: is called in the process before the command.
     """
-    return _started(told, _command, overrides, before)
+    return started_call(told, _command, overrides, before)
 
 
 def run_forked(*overrides: str) -> subprocess.CompletedProcess:
@@ -37,7 +37,7 @@ def run_forked(*overrides: str) -> subprocess.CompletedProcess:
 def call_forked(function: Callable[..., Any], *arguments: Any) -> subprocess.CompletedProcess:
     """Calls the function of a module in a process of its own, with the environment of this one."""
     with tempfile.TemporaryDirectory() as folder:
-        process = _started(Path(folder), function, *arguments)
+        process = started_call(Path(folder), function, *arguments)
         process.join(300)
         if process.is_alive():
             process.kill()
@@ -46,7 +46,8 @@ def call_forked(function: Callable[..., Any], *arguments: Any) -> subprocess.Com
     return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
 
 
-def _started(told: Path, function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+def started_call(told: Path, function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """The function of a module, being called in a process of its own; see `started`."""
     process = FORKS.Process(target=_apart, args=(told, dict(os.environ), function, arguments))
     process.start()
     return process

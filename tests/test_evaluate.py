@@ -18,7 +18,7 @@ from src.policy.weights import recognise
 from src.report import compare
 from src.report.page import write_report
 from src.report.runs import find_runs, headline
-from src.tasks.evaluate import as_in_run, evaluate
+from src.tasks.evaluate import as_in_run, evaluate, source_run
 from tests import foreign
 from tests.conftest import BASE, composed, rows_of
 from tests.forked import run_forked
@@ -84,6 +84,25 @@ def test_a_run_of_ours_has_its_own_figures_to_the_bit(ours, tmp_path):
     assert [row["reward_queries"] for row in (zero, one)] == [last["reward_queries"]] * 2
     page = (folder / "report.html").read_text()
     assert "the trained reward (hps) is highest at scale" in page and "In 16 reward queries" in page  # beside the run
+
+
+def test_an_average_of_weights_has_its_own_figures_to_the_bit(tmp_path):
+    """From ema/ of the run folder; the watch has kept the same in best/."""
+    folder, again = tmp_path / "run", tmp_path / "again"
+    options = ("regulariser=ema", "optimizer.lr=1e-4", "callbacks.watch.margin=9")
+    done = run_forked("+experiment=ddpo_hps", *SMALL, *options, f"run_dir={folder}")
+    assert done.returncode == 0 and "of averaged weights (ema/)" in done.stdout, done.stderr[-3000:]
+    last = rows_of(folder, "evaluation")[-1]
+    wanted = {f"{k.replace('_ema/', '/')}": v for k, v in last.items() if "_ema/" in k and not k.endswith(BY_HISTORY)}
+    options = ("logger.mode=disabled", f"run_dir={again}")
+    done = run_forked("+experiment=evaluate", f"weights={folder / 'ema'}", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = rows_of(again, "evaluation")[-1]
+    assert {key: row[key] for key in wanted} == wanted and row["reward_queries"] == last["reward_queries"]
+    assert row["eval/hps/mean"] != last["eval/hps/mean"]
+    own, kept = (folder / place / "unet/diffusion_pytorch_model.safetensors" for place in ("ema", "best/ema"))
+    assert own.read_bytes() == kept.read_bytes() and source_run(str(folder / "best/ema")) == folder
+    assert "hps, average" in (folder / "report.html").read_text()
 
 
 def test_the_watch_says_of_a_series_what_it_said_in_training(ours, tmp_path):

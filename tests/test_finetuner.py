@@ -15,8 +15,10 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.critic.base import Critic
 from src.errors import TrainingError, UserError
 from src.finetuner import RewardFinetuner
+from src.metrics.glossary import lookup
 from src.normalise import PromptNormaliser
 from src.prompts import PromptData, PromptSets
+from src.regularisers.ema import EMA
 from src.resets.active import ActiveReset
 from src.resets.none import NoReset
 from src.rewards.base import RewardModel
@@ -271,6 +273,34 @@ def test_training_does_not_notice_evaluation(algorithm, tmp_path):
         trained.append([row for row in rows if "policy/loss" in row])
     assert len(evaluation.history) == 4 and len(trained[0]) == 3
     assert trained[0] == trained[1]
+
+
+def test_averaged_weights_are_evaluated_beside_the_raw_ones(tmp_path):
+    """Same prompts, same seeds, same base; training does not notice, and states of earlier versions still load."""
+    options = {"rewards": {"redness": Tower()}, "prompts": PromptSets(["cat", "dog"], ["owl"]), "tower": Tower()}
+    evaluation = CrossRewardEvaluation(str(tmp_path), judge=None, samples_per_prompt=2, every=1, **options)
+    ema = EMA(decay=0.5)
+    finetuner = build(DDPO(1e-2, 5.0), lr=1e-2, regulariser=ema)
+    rows = [row for row in fit(finetuner, 3, samples=4, callbacks=[evaluation]) if "policy/loss" in row]
+    assert rows == [row for row in fit(build(DDPO(1e-2, 5.0), lr=1e-2), 3, samples=4) if "policy/loss" in row]
+    first, *_, last = evaluation.history
+    assert first["eval_ema/redness/mean"] == first["eval/redness/mean"]  # the average begins at the base
+    part, policy = evaluation.sets[0], finetuner.policy
+    with policy.holding(ema.averaged):
+        images = policy.sample(part.prompts, part.seeds).images
+    mean = Tower().score(images, part.prompts).mean().item()
+    assert last["eval_ema/redness/mean"] == pytest.approx(mean, abs=1e-7) != last["eval/redness/mean"]
+    gain = (mean - first["eval/redness/mean"]) / first["eval/redness/base_sd"]
+    assert last["eval_ema/redness/gain"] == pytest.approx(gain, rel=1e-3)
+    assert last["eval_ema/redness/below_peak"] == pytest.approx(
+        max(row["eval_ema/redness/gain"] for row in evaluation.history) - last["eval_ema/redness/gain"]
+    )
+    assert 0 < last["kl_ema/trajectory"] != last["kl/trajectory"] and "held_out_ema/redness/gain" in last
+    for key in last:
+        lookup(key)
+    state = evaluation.state_dict()
+    del state["averaged_peaks"]
+    evaluation.load_state_dict(state)
 
 
 def test_gradient_norms_by_timestep_where_updates_have_one():

@@ -1,16 +1,25 @@
-"""What holds for every algorithm and every regulariser: a kill costs nothing, and two ranks are one."""
+"""What holds for every algorithm and every regulariser: a kill costs nothing, two ranks are one. And how to add one."""
 
+import importlib.util
+import re
 import signal
+import socket
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.forked import call_forked
-from tests.methods import CASES, configured, run_in
+from tests.bandit import Bandit
+from tests.conftest import ROOT
+from tests.forked import call_forked, started_call
+from tests.methods import CASES, configured, run_in, train
+from tests.test_bandit import D, G, S, assert_gradient, estimated_gradient
 from tests.test_resume import same, timeless, untimed
 
-QUICK = ("nft", "draft", "kl_reward", "kl_loss", "gardo", "ema")  # they keep something that no other keeps
+REMEMBERING = ("nft", "draft", "kl_reward", "kl_loss", "gardo", "ema")  # what no other of these remembers
+ACROSS_RANKS = ("dpo_online", "gardo")  # pairs; statistics of all samples, and rows by their place among them
 KILLED = "+callbacks.kill={_target_: tests.methods.Killed, after: 3}"
 
 
@@ -20,14 +29,17 @@ def cases(quick: tuple[str, ...]) -> list:
     return [pytest.param(case, id="-".join(case), marks=mark) for case, mark in zip(CASES, marks, strict=True)]
 
 
+# ------------------------------------------------------------------------------------------------------------- a kill
+
+
 def state(folder: Path) -> dict:
     kept = torch.load(folder / "state.ckpt", weights_only=True)
     return untimed({key: kept[key] for key in ("state_dict", "optimizer_states", "progress", "callbacks")})
 
 
-@pytest.mark.parametrize("case", cases(QUICK))
+@pytest.mark.parametrize("case", cases(REMEMBERING))
 def test_killed_and_resumed_equals_uninterrupted(case, tmp_path):
-    """A run of three iterations is killed after the third, of which only the second was kept, and goes on from there."""
+    """A run is killed after its third iteration, when the second has been kept, and goes on from there."""
     cfg = configured(case, tmp_path / "run", "iterations=3", "checkpoint_every=2", "evaluation.every=3", KILLED)
     rows, states = [], []
     for _ in range(2):
@@ -38,3 +50,68 @@ def test_killed_and_resumed_equals_uninterrupted(case, tmp_path):
     assert [row["iteration"] for row in rows[0] if row["kind"] == "iteration"] == [1, 2, 3]
     assert rows[0] == rows[1]
     assert same(*states)
+
+
+# ---------------------------------------------------------------------------------------------------------- two ranks
+
+
+@pytest.fixture(scope="module")
+def trained(request, tmp_path_factory) -> tuple[Path, Path]:
+    """All cases that this session asks for, by one process, and by a pair of them that goes through all in turn."""
+    asked = [item.callspec.params["case"] for item in request.session.items if item.name.startswith("test_two_ranks")]
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        places = [meeting | {"LOCAL_RANK": str(rank)} for rank in range(2)]
+        told = [Path(folder) for folder in (first, second)]
+        pair = [started_call(at, train, asked, two, place) for at, place in zip(told, places, strict=True)]
+        for process, at in zip(pair, told, strict=True):
+            process.join(300)
+            assert process.exitcode == 0, (at / "err").read_text()[-3000:]
+    done = call_forked(train, asked, one, {})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return one, two
+
+
+@pytest.mark.parametrize("case", cases(ACROSS_RANKS))
+def test_two_ranks_take_the_steps_that_one_takes(case, trained):
+    one, two = (torch.load(folder / f"{'-'.join(case)}.pt") for folder in trained)
+    assert one["row"] == pytest.approx(two["row"], rel=1e-3, abs=1e-4)
+    for name in ("gradients", "averaged"):
+        for a, b in zip(one[name], two[name], strict=True):
+            assert a.norm() > 0 or name == "averaged"
+            assert (a - b).norm() <= 1e-3 * a.norm(), name
+
+
+# --------------------------------------------------------------------------------------------- adding an algorithm
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch) -> Path:
+    """The module and the YAML of docs/adding_an_algorithm.md, read out of it; the folder of configurations."""
+    page = (ROOT / "docs/adding_an_algorithm.md").read_text()
+    for place, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", page, re.M | re.S):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    spec = importlib.util.spec_from_file_location("src.algorithms.rwr", tmp_path / "src/algorithms/rwr.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return tmp_path / "conf"
+
+
+def test_the_algorithm_of_the_guide_trains(added, tmp_path):
+    train([("rwr", "kl_loss")], tmp_path, {}, f"hydra.searchpath=[file://{added}]")
+    left = torch.load(tmp_path / "rwr-kl_loss.pt")
+    assert left["gradients"][0].norm() > 0 and left["row"]["regulariser/loss"] > 0
+    assert left["row"]["reward_queries"] == 12
+
+
+def test_the_algorithm_of_the_guide_has_the_gradient_that_it_says(added):
+    """E[w (x_0 - theta)] = s^2 g / temperature, w = exp(r / temperature) / E exp(r / temperature), r = g . x_0."""
+    algorithm, bandit = sys.modules["src.algorithms.rwr"].RWR(temperature=0.5), Bandit(std=S)
+    ratio = bandit.alpha_bar / (1 - bandit.alpha_bar)
+    assert_gradient(estimated_gradient(algorithm, bandit, chunks=20, n=20_000), -2 * ratio / D * S**2 * G / 0.5)

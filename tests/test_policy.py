@@ -5,9 +5,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from src.algorithms.base import step_and_log_prob
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
 from src.resets.lora import LoraNeurons
+from src.types import Credit, Rollout, Rows
 from tests.conftest import BASE
 from tests.released import TINY_UNET, write_stable_diffusion
 
@@ -17,6 +19,14 @@ PROMPTS, SEEDS = ["cat", "dog", "a zebra"], [1, 2, 3]
 def make_policy(**changes) -> DiffusionPolicy:
     options = {"path": BASE, "finetune": "lora", "num_steps": 4, "eta": 1.0, "guidance": 1.0, "sampling_batch": 8}
     return DiffusionPolicy(**(options | changes))
+
+
+def log_probs(policy: DiffusionPolicy, rollout: Rollout, slot: int) -> torch.Tensor:
+    """Of a step of every sample, as algorithms take them, with a gradient."""
+    n = len(rollout)
+    credit, text = Credit(torch.zeros(n, len(rollout.timesteps))), policy.encode_prompts(rollout.prompts)
+    rows = Rows(rollout, credit, text, torch.arange(n), torch.full((n,), slot))
+    return step_and_log_prob(rows, policy)[1]
 
 
 def perturb(policy: DiffusionPolicy, scale: float = 0.02) -> None:
@@ -30,9 +40,8 @@ def perturb(policy: DiffusionPolicy, scale: float = 0.02) -> None:
 def test_ratio_is_exactly_one_before_the_first_update(guidance):
     policy = make_policy(guidance=guidance)
     rollout = policy.sample(PROMPTS, SEEDS)
-    text = policy.encode_prompts(PROMPTS)
-    for j, t in enumerate(policy.timesteps):
-        new = policy.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t.expand(3), text)
+    for j in range(policy.num_steps):
+        new = log_probs(policy, rollout, j)
         assert new.requires_grad
         assert torch.equal((new - rollout.log_probs[:, j]).exp(), torch.ones(3))
 
@@ -100,8 +109,7 @@ def gradients(policy: DiffusionPolicy) -> tuple[list[torch.Tensor], int]:
     """Of the log-probabilities of a rollout's first steps, and the bytes that were kept for computing them."""
     rollout, kept = policy.sample(PROMPTS, SEEDS), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
-        text, t = policy.encode_prompts(PROMPTS), policy.timesteps[0].expand(3)
-        loss = policy.log_prob(rollout.latents[:, 1], rollout.latents[:, 0], t, text).sum()
+        loss = log_probs(policy, rollout, 0).sum()
     forward = sum(kept)
     return list(torch.autograd.grad(loss, policy.trainable())), forward
 
@@ -154,10 +162,9 @@ def test_a_compiled_policy_is_the_same_policy(tmp_path):
     for a, b in zip(gradients(policy)[0], gradients(compiled)[0], strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rollout, text = compiled.sample(PROMPTS, SEEDS), compiled.encode_prompts(PROMPTS)
-        for j, t in enumerate(compiled.timesteps):
-            new = compiled.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t.expand(3), text)
-            assert torch.equal(new, rollout.log_probs[:, j])
+        rollout = compiled.sample(PROMPTS, SEEDS)
+        for j in range(compiled.num_steps):
+            assert torch.equal(log_probs(compiled, rollout, j), rollout.log_probs[:, j])
     states = policy.sample(PROMPTS, SEEDS), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1])
     measured = [LoraNeurons(each, microbatch=3).magnitudes(*states) for each in (policy, compiled)]
     for a, b in zip(*measured, strict=True):

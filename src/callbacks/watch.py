@@ -18,8 +18,8 @@ AFTER = "after {:,} reward queries"
 class OveroptimizationWatch(Callback):
     """Follows a signal (see signal_of) from evaluation to evaluation.
 
-    best/ holds the weights that the rule would ship, with at.json to say when that was, and an average of them in best/ema
-    where a regulariser keeps one.
+    best/ holds the weights that the rule would ship, with at.json to say when that was; where a regulariser averages
+    weights, best/ema their average at that time.
 
     Args:
         rewards: names of the suite's rewards; judges are none of them.

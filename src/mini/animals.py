@@ -1,4 +1,4 @@
-"""What the stages that learn to tell sound pictures of animals from broken ones have in common: their sound pictures."""
+"""What stages that learn to tell sound pictures of animals from broken ones have in common: the sound ones."""
 
 from typing import Any
 

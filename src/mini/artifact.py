@@ -1,7 +1,7 @@
 """Training of the artifact classifier: is a picture sound, or broken? Whatever it shows.
 
-Sound are real pictures under augmentation; broken ones have one of the corruptions, so strong that it shows. Half of all
-pass through the base's decoder, so that its handwriting tells nothing. Gold has no part in it: no judgement, no
+Sound are real pictures under augmentation; broken ones have one of the corruptions, so strong that it shows. Half of
+all pass through the base's decoder, so that its handwriting tells nothing. Gold has no part in it: no judgement, no
 weights, and none of its adversarial pictures.
 """
 

@@ -19,7 +19,9 @@ STAGES = ("vae", "clip", "matching", "unet", "classifier", "gold")
 
 
 def loss_curves(work_dir: Path, target: Path) -> None:
-    """One panel a stage, from the CSV files that its training left."""
+    """One panel a stage, from the CSV files that its training left; none where some stages were trained elsewhere."""
+    if any(not list((work_dir / stage).rglob("metrics.csv")) for stage in STAGES):
+        return
     figure, axes = plt.subplots(1, len(STAGES), figsize=(15, 2.6), constrained_layout=True)
     for axis, stage in zip(axes, STAGES, strict=True):
         files = sorted((work_dir / stage).rglob("metrics.csv"))

@@ -27,7 +27,7 @@ TEXT_CACHE = 1024  # prompts whose states are kept on the device; 243 MB of Stab
 
 
 class DiffusionPolicy(LightningModule):
-    """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the log-probability of any step of one.
+    """p_theta(x_{t-1} | x_t, c): samples trajectories, and gives the distribution of any step of one.
 
     Args:
         path: folder or hub id of a StableDiffusionPipeline with safetensors weights.
@@ -223,12 +223,6 @@ class DiffusionPolicy(LightningModule):
         zeros = torch.zeros(self.num_steps, 1, 1, 1, device=self.device)
         still, moved = (self.step_of(output, zeros, self.timesteps)[0] for output in (zeros, zeros + 1))
         return (moved - still).abs().flatten()
-
-    def log_prob(
-        self, x_prev: ddim.Latents, x_t: ddim.Latents, t: Int[Tensor, " b"], text: Float[Tensor, "b token d"]
-    ) -> Float[Tensor, " b"]:
-        """log p_theta(x_prev | x_t, c), averaged over latent dimensions; differentiable in theta."""
-        return ddim.gaussian_log_prob(x_prev, *self.step_distribution(x_t, t, text))
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""An artifact reward: how sure a small classifier is that a picture is sound, to be added to another reward (2601.03468).
+"""An artifact reward (2601.03468): how sure a small classifier is that a picture is sound; added to another reward.
 
 It does not see the prompt, and by itself asks for nothing but an unbroken picture.
 """
@@ -28,7 +28,7 @@ class ArtifactReward(RewardModel):
 
     scores_embeddings = True
     sees_prompt = False
-    half: Tensor
+    middle: Tensor
 
     def __init__(self, path: str, size: int = 64):
         super().__init__()
@@ -38,10 +38,10 @@ class ArtifactReward(RewardModel):
         if self.model.config.id2label != dict(enumerate(LABELS)):
             raise UserError(f"{option}: its labels are not {' and '.join(LABELS)}, in this order; give another one.")
         self.embed_dim = self.model.config.hidden_sizes[-1]
-        self.register_buffer("half", torch.full((3, 1, 1), 0.5), persistent=False)
+        self.register_buffer("middle", torch.full((3, 1, 1), 0.5), persistent=False)
 
     def embed_images(self, images: Images) -> Float[Tensor, "b d"]:
-        return self.model.resnet(tower_input(images, self.size, self.half, self.half)).pooler_output.flatten(1)
+        return self.model.resnet(tower_input(images, self.size, self.middle, self.middle)).pooler_output.flatten(1)
 
     def forward(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
         return self.score_of(self.embed_images(images), prompts)

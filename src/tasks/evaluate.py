@@ -101,7 +101,8 @@ def source_run(weights: Any) -> Path | None:
     else:
         first = next(iter(paths_of(weights)), "")
     folder = user_path(str(first))
-    return next((place for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None)
+    above = folder.parents[: 2 if folder.parent.name == "best" else 1]  # best/ema lies deeper
+    return next((place for place in (folder, *above) if (place / "config.yaml").is_file()), None)
 
 
 def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictConfig:

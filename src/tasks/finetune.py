@@ -99,12 +99,12 @@ def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
 
 def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int, prompts: int) -> None:
     """Raises UserError where samples of one prompt would be pairs, and lie on different ranks."""
-    samples, group = cfg["samples_per_iteration"], cfg["samples_per_prompt"]
+    samples, group, name = cfg["samples_per_iteration"], cfg["samples_per_prompt"], type(algorithm).__name__
     parted = any(Ranks(rank, world).part(samples).start % group for rank in range(world))
     if algorithm.pairs and world > 1 and (parted or samples > group * prompts):
         raise UserError(
-            f"trainer.devices: {world} processes would hold samples of one prompt apart, and {type(algorithm).__name__} "
-            f"pairs them: let samples_per_iteration={samples} be a multiple of {world * group}, processes times "
+            f"trainer.devices: {world} processes would hold samples of one prompt apart, and {name} pairs them: let "
+            f"samples_per_iteration={samples} be a multiple of {world * group}, processes times "
             f"samples_per_prompt, and at most {group * prompts}, for each prompt of the set once."
         )
 

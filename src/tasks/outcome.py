@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-Row = dict[str, float | int]
+from src.types import Row
 
 
 def outcome_table(final: Row, trained: str, title: str, of: str = "") -> Table:
