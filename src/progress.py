@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Bar:
-    """One bar, between `open` and `close`, or as a context.
+    """One bar, between `start` and `end`, or as a context.
 
     Args:
         told: what stands before it.
@@ -28,7 +28,7 @@ class Bar:
     def __init__(self, told: str, total: int, of: str = "", done: int = 0):
         self.told, self.total, self.of, self.done = told, total, of, done
 
-    def open(self) -> "Bar":
+    def start(self) -> "Bar":
         if Bar.live is None and (console := Console()).is_terminal and os.environ.get("LOCAL_RANK", "0") == "0":
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             Bar.live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
@@ -44,7 +44,7 @@ class Bar:
         if Bar.live is not None:
             Bar.live.update(self._task, completed=self.done, description=told)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """The last one leaves the screen as it is; others go."""
         if self not in Bar.opened:
             return
@@ -58,10 +58,10 @@ class Bar:
             Bar.live = None
 
     def __enter__(self) -> "Bar":
-        return self.open()
+        return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.end()
 
 
 def advance(of: str, n: int = 1) -> None:

@@ -22,7 +22,7 @@ EXPERIMENTS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 PLUGINS = sorted((CONF / "hydra").glob("*/*.yaml"))
 NEEDS = {"prompts/file": ["prompts.path=some.txt"], "prompts/parquet": ["prompts.path=some.parquet"]}
-EXTRA = ("reward_training", "preset", "ensemble", "study", "wrapper")  # groups that are not in the defaults
+EXTRA = ("reward_training", "preset", "ensemble", "study", "wrapper", "reward")  # groups that are not in the defaults
 SUITES = ("sd14", "sd14_single_gpu", "sd15")
 
 
@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 49
+    assert len(GROUPS) == 50
     assert len(EXPERIMENTS) == 34
     assert len(SWEEPS) == 6
     assert len(PLUGINS) == 5

@@ -382,7 +382,7 @@ def test_a_report_with_a_picture_cut_short(tmp_path):
     picture = run / "samples/00010.png"
     picture.write_bytes(picture.read_bytes()[:60])
     page = write_report(find_runs([str(run)]), tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "0 queries: hps" in page and "640 queries: hps" not in page
+    assert "before training: hps" in page and "640 queries: hps" not in page
 
 
 def test_a_report_of_a_run_without_a_watch(tmp_path):
@@ -408,7 +408,7 @@ def test_a_sweep_whose_files_are_broken_is_summed_up_all_the_same(tmp_path, caps
         (tmp_path / "jobs" / f"{name}.json").write_text(content)
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text("{")
-    sweeps._sum_up(tmp_path, "t", [], report=True)
+    sweeps._sum_up(tmp_path, "t", [], stopped=False)
     assert "1 of 1 jobs are finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"summary\.json is no readable JSON .* remove it, and the same command"):
         sweeps._objective(tmp_path / "a", "eval/gold/gain")

@@ -45,7 +45,7 @@ COMMANDS = {
     "nothing to resume": (["resume="], "resume=: no run there"),
     "no such option": (["reset=foo"], "there is no conf/reset/foo.yaml: choose from active, dormant, full, none"),
     "an unknown budget": (["budget=stduy"], "budget=stduy is not one of suite=mini: default, study."),
-    "a group as null": (["logger=null"], "logger=null: choose from wandb, or leave it out."),
+    "a group as null": (["logger=null"], "logger=null: choose from none, tensorboard, wandb, or leave it out."),
     "a group as a number": (["reset=3"], "an override chooses something of a group"),
     "an option of nothing": (["reward_training.max_epochs=3"], "needs one of +experiment=train_reward_*"),
     "a key taken away": (["~seed"], "seed is missing: a run needs it, so leave out ~seed."),

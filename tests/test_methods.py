@@ -58,7 +58,8 @@ def test_killed_and_resumed_equals_uninterrupted(case, tmp_path):
 @pytest.fixture(scope="module")
 def trained(request, tmp_path_factory) -> tuple[Path, Path]:
     """All cases that this session asks for, by one process, and by a pair of them that goes through all in turn."""
-    asked = [item.callspec.params["case"] for item in request.session.items if item.name.startswith("test_two_ranks")]
+    own = [item for item in request.session.items if item.path == Path(__file__)]
+    asked = [item.callspec.params["case"] for item in own if item.name.startswith("test_two_ranks")]
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -92,7 +93,7 @@ def test_two_ranks_take_the_steps_that_one_takes(case, trained):
 def added(tmp_path, monkeypatch) -> Path:
     """The module and the YAML of docs/adding_an_algorithm.md, read out of it; the folder of configurations."""
     page = (ROOT / "docs/adding_an_algorithm.md").read_text()
-    for place, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```", page, re.M | re.S):
+    for place, content in re.findall(r"^`(\S+)`:\n\n<!-- [^>]* -->\n```\w+\n(.*?)^```", page, re.M | re.S):
         path = tmp_path / place
         path.parent.mkdir(parents=True)
         path.write_text(content)

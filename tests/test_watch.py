@@ -81,10 +81,14 @@ def test_alarms_by_hand(signals, patience, expected):
 class Module(lightning.LightningModule):
     """What the watch asks of a finetuner."""
 
+    averaged = None
+
     def __init__(self):
         super().__init__()
         self.reward_name, self.reward_members, self.iteration, self.rows = "hps", ["pickscore"], 0, []
-        self.policy = SimpleNamespace(save=lambda folder: (folder / "weights").write_text(str(self.iteration)))
+        self.policy = SimpleNamespace(
+            save=lambda folder, averaged: (folder / "weights").write_text(str(self.iteration))
+        )
 
     def record(self, kind, metrics):
         self.rows.append({"kind": kind} | metrics)

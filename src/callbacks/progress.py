@@ -19,7 +19,7 @@ class RunProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._bar = Bar("training", self.iterations, done=pl_module.iteration).open()
+        self._bar = Bar("training", self.iterations, done=pl_module.iteration).start()
         self._started, self._first = time.monotonic(), pl_module.iteration
 
     def on_train_batch_end(
@@ -40,7 +40,7 @@ class RunProgress(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

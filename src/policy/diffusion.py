@@ -20,6 +20,7 @@ from src.policy.loading import load_pipeline
 from src.policy.lora import add_lora
 from src.policy.schedule import ddim_schedule
 from src.progress import advance
+from src.runs.resuming import how_to_go_on
 from src.texts import longer_than
 from src.types import Rollout
 
@@ -343,7 +344,7 @@ class DiffusionPolicy(LightningModule):
         try:
             self._write(folder)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder} could not be written ({error}): make room, then resume.") from error
+            raise UserError(f"{folder} could not be written ({error}): make room, then {how_to_go_on()}.") from error
         return folder
 
     def _write(self, folder: Path) -> None:
