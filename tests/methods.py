@@ -31,7 +31,7 @@ SMALL = (
 STATEFUL = {  # options by which what a regulariser keeps matters from one iteration to the next
     "kl_reward": ("regulariser.target=1e-3", "regulariser.move_every=1"),
     "kl_loss": ("regulariser.beta=10.0", "regulariser.target=1e-3", "regulariser.move_above=1e9"),
-    "gardo": ("regulariser.beta=10.0", "regulariser.move_every=2"),
+    "gardo": ("regulariser.beta=10.0", "regulariser.quantile=0.5", "regulariser.move_every=2"),
 }
 
 
