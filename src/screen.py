@@ -2,8 +2,10 @@
 
 import errno
 import io
+import logging
 import os
 import sys
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -38,6 +40,20 @@ def survive_its_end() -> None:
                 stream.reconfigure(errors="backslashreplace")
         if stream is not None and not isinstance(stream, _Lasting):
             setattr(sys, name, _Lasting(stream))
+
+
+def quieten() -> None:
+    """Leaves on the screen what a user needs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch.utils._pytree")
 
 
 class _Lasting:

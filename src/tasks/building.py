@@ -1,6 +1,5 @@
 """What a task builds from its configuration: rewards, finetuner, callbacks, loggers, trainer."""
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,14 +23,12 @@ from src.config import options_of
 from src.errors import UserError, first_line
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
-from src.progress import track
 from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
+from src.rewards.building import build, build_rewards
 from src.runs.launched import is_one_process
 from src.runs.sweeps import group_and_tags, in_sweep
 from src.seeding import CRITIC_STREAM, seed_of
-
-build = functools.partial(instantiate, _convert_="all")  # components get plain lists and dicts
 
 
 def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
@@ -112,20 +109,6 @@ def build_regulariser(cfg: dict[str, Any], rewards: dict[str, RewardModel]) -> R
     if "tower" in asked:
         told["tower"] = build(cfg["suite"]["tower"])
     return build(options, **told)
-
-
-def build_rewards(configs: dict[str, Any]) -> dict[str, RewardModel]:
-    """Rewards, or judges, of a suite by name. A member of an ensemble that is one of them is that one, not a copy."""
-    built: dict[str, RewardModel] = {}
-    ordered = sorted(configs.items(), key=lambda item: "members" in item[1])
-    for name, config in track(ordered, "loading rewards"):
-        if "members" in config:
-            names = [next((n for n in built if configs[n] == member), None) for member in config["members"]]
-            members = [built[n] if n else build(m) for n, m in zip(names, config["members"], strict=True)]
-            built[name] = build({key: value for key, value in config.items() if key != "members"}, members=members)
-        else:
-            built[name] = build(config)
-    return {name: built[name] for name in configs}
 
 
 def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Logger]:

@@ -29,13 +29,13 @@ from src.report.page import write_report
 from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
-from src.screen import show
+from src.screen import quieten, show
 from src.seeding import POOL_STREAM, seed_of
 from src.tasks.building import build, build_rewards
 from src.tasks.members import numbers
 from src.tasks.outcome import Row, curve_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
-from src.tasks.session import POOL, new_run, quieten, session, stored_run
+from src.tasks.session import POOL, new_run, session, stored_run
 from src.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]

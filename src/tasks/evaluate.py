@@ -23,12 +23,12 @@ from src.policy.diffusion import DiffusionPolicy
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, write_json
-from src.screen import show
+from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_rewards
 from src.tasks.members import Point, paths_of, points_of
 from src.tasks.outcome import Row, kl_sentence, outcome_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
-from src.tasks.session import new_run, quieten, session, stored_run
+from src.tasks.session import new_run, session, stored_run
 
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
     *(

@@ -22,10 +22,10 @@ from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, weights_in, write_json
 from src.runs.resuming import command_to_resume
-from src.screen import show
+from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_finetuner, build_rewards, build_trainer, trainer_faults
 from src.tasks.outcome import kl_sentence, outcome_table
-from src.tasks.session import fit, new_run, quieten, session, stored_run, told_to_ranks
+from src.tasks.session import fit, new_run, session, stored_run, told_to_ranks
 from src.texts import warn_of_cut
 
 

@@ -35,9 +35,8 @@ from src.report.scores import (
     write_rows,
 )
 from src.rewards.base import RewardModel
-from src.screen import show
-from src.tasks.building import build_rewards
-from src.tasks.session import quieten
+from src.rewards.building import build_rewards
+from src.screen import quieten, show
 
 BATCH, WAITING_BYTES = 64, 64 * 1024**2  # pictures of one size scored at a time; bytes of all sizes that may wait
 NAMED = 5  # pictures passed over that are told by name

@@ -1,9 +1,7 @@
 """A run's life, whatever its task: the configuration it begins or goes on with, its folder, and its end."""
 
-import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -107,17 +105,3 @@ def fit(trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
         if isinstance(exit_.__context__, KeyboardInterrupt):
             raise exit_.__context__ from None
         raise
-
-
-def quieten() -> None:
-    """Leaves on the screen what a user needs."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torch.utils._pytree")

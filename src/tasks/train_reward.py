@@ -24,9 +24,9 @@ from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
-from src.screen import show
+from src.screen import quieten, show
 from src.tasks.building import build, trainer_of
-from src.tasks.session import fit, new_run, quieten, session
+from src.tasks.session import fit, new_run, session
 
 TEST_PAIRS, TEST_SEED = 4000, 12345
 
