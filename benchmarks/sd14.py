@@ -34,8 +34,8 @@ from src.files import user_path, write_json
 from src.finetuner import RewardFinetuner
 from src.prompts import PromptData
 from src.runs.folder import versions
+from src.screen import quieten
 from src.tasks.building import build, build_finetuner
-from src.tasks.session import quieten
 
 ROOT = Path(__file__).parent.parent
 TINY = ["num_steps=3", "samples_per_iteration=8", "algorithm.samples_per_update=4", "microbatch=2"]
