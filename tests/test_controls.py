@@ -126,10 +126,10 @@ def test_an_infinite_temperature_is_the_base(particles):
     policy = make_policy(sampling_batch=3 * particles)
     policy.requires_grad_(False)
     control = DAS(particles, math.inf)
-    drawn = control.draw(policy, Scorer("red", Redness()), PROMPTS, SEEDS, particles, math.inf)
+    drawn = control.draw(policy, Scorer("red", Redness()), PROMPTS, SEEDS, particles=particles, alpha=math.inf)
     expected = policy.sample(PROMPTS, SEEDS).x_0
     torch.testing.assert_close(drawn, expected, atol=0 if particles == 1 else 1e-5, rtol=0)
-    near = control.draw(policy, Scorer("red", Redness()), PROMPTS, SEEDS, particles, 1e-2)
+    near = control.draw(policy, Scorer("red", Redness()), PROMPTS, SEEDS, particles=particles, alpha=1e-2)
     assert Redness().score(policy.decode(near), PROMPTS).mean() > Redness().score(policy.decode(drawn), PROMPTS).mean()
 
 

@@ -33,9 +33,7 @@ def run(composed: DictConfig) -> Row:
 
 
 def blockwise(cfg: dict[str, Any], folder: Path) -> Row:
-    if cfg["code"] is None:
-        raise UserError("task=code needs its options: choose +experiment=code, which has them.")
-    return control.run(cfg, folder, CoDe(**cfg["code"]))
+    return control.run(cfg, folder, CoDe)
 
 
 def choice_kl(blocks: int, n: int) -> float:

@@ -115,8 +115,15 @@ def opened(composed: DictConfig, name: str, act: Callable[[dict[str, Any], Path]
         return act(cfg, folder)
 
 
-def run(cfg: dict[str, Any], folder: Path, control: Control) -> Row:
-    """Draws what is left of the settings, and sums up; returns the last row."""
+def run(cfg: dict[str, Any], folder: Path, kind: type[Control]) -> Row:
+    """Draws what is left of the settings, and sums up; returns the last row.
+
+    Raises UserError where the task's options are missing.
+    """
+    task = cfg["task"]
+    if cfg[task] is None:
+        raise UserError(f"task={task} needs its options: choose +experiment={task}, which has them.")
+    control = kind(**cfg[task])
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy: DiffusionPolicy = build(cfg["policy"])
     policy.requires_grad_(False)

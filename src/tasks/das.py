@@ -48,9 +48,7 @@ def run(composed: DictConfig) -> Row:
 
 
 def with_particles(cfg: dict[str, Any], folder: Path) -> Row:
-    if cfg["das"] is None:
-        raise UserError("task=das needs its options: choose +experiment=das, which has them.")
-    return control.run(cfg, folder, DAS(**cfg["das"]))
+    return control.run(cfg, folder, DAS)
 
 
 class DAS(Control):
@@ -94,16 +92,10 @@ class DAS(Control):
         gamma = self.gamma or 2 ** (1 / (TEMPERED * num_steps)) - 1
         return [min((1 + gamma) ** i - 1, 1.0) for i in range(num_steps)] + [1.0]
 
-    def draw(  # type: ignore[override]
-        self,
-        policy: DiffusionPolicy,
-        reward: Scorer,
-        prompts: list[str],
-        seeds: list[int],
-        particles: int,
-        alpha: float,
+    def draw(
+        self, policy: DiffusionPolicy, reward: Scorer, prompts: list[str], seeds: list[int], **options: Any
     ) -> Latents:
-        x_0, log_w = self.particles_of(policy, reward, prompts, seeds, particles, alpha)
+        x_0, log_w = self.particles_of(policy, reward, prompts, seeds, **options)
         return x_0[torch.arange(len(seeds), device=x_0.device), log_w.argmax(1)]
 
     @torch.no_grad()
