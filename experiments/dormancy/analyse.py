@@ -40,6 +40,7 @@ COLUMNS = [
 ]
 MARGIN = 0.05  # of shares; what prediction 2 calls much the same
 TRUE, DIVIDED, OFFICIAL = "true gradients", "gradients / 65,536", "official preset"
+OFFICIAL_BEFORE = "official preset before 0.2.0"  # drew fan_in's initial weights, and looked at eight states
 CONTRASTS = [
     (f"linear, {TRUE}", f"ReLU, {TRUE}"),
     *((f"{kind}, {DIVIDED}", f"{kind}, {TRUE}") for kind in ("ReLU", "linear")),
@@ -48,7 +49,7 @@ CONTRASTS = [
 
 def arm(config: dict[str, Any]) -> str:
     if not config["critic.scale_features"]:
-        return OFFICIAL
+        return OFFICIAL if config.get("critic.initial") == "authors" else OFFICIAL_BEFORE
     activation = {"relu": "ReLU", "none": "linear"}[config["critic.activation"]]
     return f"{activation}, {TRUE if config['critic_gradient_factor'] == 1 else DIVIDED}"
 
@@ -72,7 +73,7 @@ def main() -> None:
     runs = study_runs(HERE, sys.argv[1:]) + shared_tdpo(HERE.parent / "reset_ablation")
     found = table(runs, arm, row_of=row_of, varied=VARIED)
     contrasts = [pair for pair in CONTRASTS if set(pair) <= set(found.arm)]
-    probed_whole = found[found.arm != OFFICIAL]  # of the official preset eight states are the whole probe
+    probed_whole = found[found.arm != OFFICIAL_BEFORE]  # of which eight states are the whole probe
     tables = {
         "Means over seeds": means(found, COLUMNS),
         "Shares, arm against arm": compare(found, ["last_0", "mean_0", "last_0.1"], contrasts, MARGIN),

@@ -80,7 +80,7 @@ GLOSSARY: dict[str, Entry] = {
         "share", "by gradient, score <= 0.1", "Liu et al. 2025 (GraMa), arXiv 2505.24061"
     ),
     "neurons/few_states_dormant_0": Entry(
-        "share", "by activation on eight states at random, as in the authors' code: score <= 0"
+        "share", "by activation on eight states at random, one GPU's batch in the authors' code: score <= 0"
     ),
     "neurons/few_states_dormant_0.025": Entry("share", "on eight states, score <= 0.025"),
     "neurons/few_states_dormant_0.1": Entry("share", "on eight states, score <= 0.1"),
