@@ -36,8 +36,8 @@ def train_rows(policy: DiffusionPolicy, rows: int) -> None:
 def flops_a_row(policy: DiffusionPolicy) -> int:
     """Of one trained row: guided forward and its backward, without what checkpointing computes again."""
     policy.encode_prompts(["", "a cat"])  # cached; without content they must not be
-    checkpointing = policy.unet.is_gradient_checkpointing
-    policy.unet.disable_gradient_checkpointing()
+    checkpointing = policy.network.is_gradient_checkpointing
+    policy.network.disable_gradient_checkpointing()
     try:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
@@ -48,7 +48,7 @@ def flops_a_row(policy: DiffusionPolicy) -> int:
             train_rows(policy, 1)
     finally:
         if checkpointing:
-            policy.unet.enable_gradient_checkpointing()
+            policy.network.enable_gradient_checkpointing()
     return counter.get_total_flops()
 
 

@@ -26,7 +26,7 @@ from src.regularisers.none import NoRegulariser
 from src.resets.base import Reset
 from src.resets.phase import ResetPhase
 from src.rewards.base import RewardModel
-from src.seeding import DROPOUT_STREAM, LOSS_STREAM, seed_of
+from src.seeding import DROPOUT_STREAM, LOSS_STREAM, WINDOW_STREAM, seed_of
 from src.types import Credit, Metrics, Rollout, Row, Rows
 
 PHASES = ("sampling", "rewards", "critic_features", "reference", "update", "reset")
@@ -38,7 +38,7 @@ class RewardFinetuner(LightningModule):
     Args:
         regulariser: what keeps the policy near its reference; null for nothing.
         optimizer: makes an optimizer from parameters, for the policy; `critic_optimizer` likewise.
-        microbatch: (sample, timestep) rows that go through the UNet at a time.
+        microbatch: (sample, timestep) rows that go through the network at a time.
         max_grad_norm: gradient-norm clip, of the policy and of the critic apart.
         lr_factor, lr_ramp: the policy's learning rate goes linearly to `lr_factor` times itself in so many iterations.
         critic_epochs: passes of the critic over an iteration's states: the first beside the policy's updates, the
@@ -114,7 +114,7 @@ class RewardFinetuner(LightningModule):
         with self._timed("rewards"):
             rewards = self.score(rollout)
             looked = self.regulariser.look(rollout, rewards, batch, self.ranks)
-        rollout = rollout.noisiest(self.algorithm.trained_steps(self.policy.num_steps))
+        rollout = rollout.window(self.trained_steps())
         with self._timed("critic_features"):
             features = None
             if self.critic is not None:
@@ -144,6 +144,7 @@ class RewardFinetuner(LightningModule):
             starts = [seed_of(self.seed, self.iteration, i) for i in firsts]
         predicted = self.critic is not None and self.critic.state == "predicted"
         means = self.algorithm.needs_means or self.needs_reference
+        self.policy.place_window(seed_of(self.seed, self.iteration, WINDOW_STREAM))
         with self.algorithm.sampling(self.policy):
             return self.policy.sample(prompts[part], seeds, predicted, means, starts)
 
@@ -159,7 +160,7 @@ class RewardFinetuner(LightningModule):
         if not self.needs_reference:
             return None
         rollout.reference_means = self.reference.means(rollout)
-        kl = trajectory_kl(rollout, self.policy.step_std[: len(rollout.timesteps)])
+        kl = trajectory_kl(rollout, self.policy.sampler.stds(rollout.timesteps))
         return self.ranks.gather(kl).mean().item()
 
     def credit(
@@ -170,7 +171,7 @@ class RewardFinetuner(LightningModule):
         features: Float[Tensor, "own t d"] | None,
     ) -> Credit:
         """Of all samples, whichever rank's they are; the rollout and features are this rank's."""
-        step_std = self.policy.step_std[: len(rollout.timesteps)]
+        step_std = self.policy.sampler.stds(rollout.timesteps)
         normalised = self.algorithm.normalise(rewards, prompts, self.normaliser)
         returns = normalised[:, None].expand(-1, len(step_std))
         returns = self.regulariser.returns(returns, rollout, step_std, self.ranks)
@@ -182,7 +183,6 @@ class RewardFinetuner(LightningModule):
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""
         self._set_learning_rate()
-        text = self.policy.encode_prompts(rollout.prompts)
         b, t = credit.advantages.shape
         own, tally = credit.of(self.ranks.part(b)), UpdateTally(t, self.device)
         for total, samples, slots, slot in self._own_updates(credit.partners, b, t):
@@ -190,7 +190,7 @@ class RewardFinetuner(LightningModule):
             for part in torch.arange(len(samples)).split(self.microbatch):
                 if len(part):  # else all of these samples are other ranks'
                     i, j = samples[part], slots[part]
-                    rows = Rows(rollout, own, text, i, j, self.reward, self.reference, draw, self.ranks.part(b).start)
+                    rows = Rows(rollout, own, i, j, self.reward, self.reference, draw, self.ranks.part(b).start)
                     self._descend(rows, features, len(part) / total, tally)
             tally.count_step(self._optimizer_step(), slot)
             self.regulariser.stepped(self.policy)
@@ -204,6 +204,13 @@ class RewardFinetuner(LightningModule):
         return means
 
     # ---------------------------------------------------------------------------------------------- parts of phases
+
+    def trained_steps(self) -> range:
+        """Which of a trajectory's steps are trained: the noisiest of those with a density; a contiguous part."""
+        if self.algorithm.whole_trajectory:
+            return range(self.policy.num_steps)
+        with_density = self.policy.sampler.stochastic
+        return with_density[: self.algorithm.trained_steps(len(with_density))]
 
     def _count(self, samples: int) -> None:
         """An iteration's samples, and what was asked of rewards about them: once for each picture and reward."""

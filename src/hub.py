@@ -180,8 +180,9 @@ def load_strictly(
     config: Any = None,
     ignored: Sequence[str] = (),
     variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A frozen transformers model in float32 whose every tensor comes from `source`, and which uses all of its tensors.
+    """A frozen transformers model whose every tensor comes from `source`, and which uses all of its tensors.
 
     Args:
         source: folder with config.json and model.safetensors, or a state dict (then with a `config`).
@@ -196,7 +197,7 @@ def load_strictly(
             **options,
             state_dict=state,
             variant=variant,
-            dtype=torch.float32,
+            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

@@ -14,6 +14,7 @@ DROPOUT_STREAM = 1 << 26  # a rank's
 LOSS_STREAM = 1 << 27  # what a loss draws for all rows of an optimizer step
 FORWARD_STREAM = 1 << 28  # noise of the forward process, of a sample at a slot
 RESAMPLING_STREAM = 1 << 29  # which particles go on, of a picture at a step
+WINDOW_STREAM = 1 << 30  # which steps draw noise
 
 
 def seed_of(*keys: int) -> int:

@@ -4,11 +4,37 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 BY_STEP = ("latents", "log_probs", "predicted", "means", "reference_means")  # of a rollout: tables with a step axis
 BY_SAMPLE = (*BY_STEP, "images")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is told of the prompts of samples: token states, and what else its pipeline has (pooled states).
+
+    One row a distinct prompt in every table, for samples of one prompt share them.
+    """
+
+    tables: list[Float[Tensor, "p ..."]]  # the first: states of tokens, p token d
+    which: Int[Tensor, " b"]  # the row of each sample
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def of(self, samples: Int[Tensor, " n"] | slice) -> "Conditioning":
+        """Of these samples alone."""
+        return replace(self, which=self.which[samples])
+
+    def rows(self) -> list[Float[Tensor, "b ..."]]:
+        """The tables, a row for each sample."""
+        return [table[self.which] for table in self.tables]
+
+    @property
+    def states(self) -> Float[Tensor, "b token d"]:
+        return self.tables[0][self.which]
 
 
 @dataclass
@@ -17,14 +43,15 @@ class Rollout:
 
     prompts: list[str]  # b
     seeds: list[int]  # b; whatever is drawn for a sample is a function of its own
-    latents: Float[Tensor, "b t1 c h w"]  # x_T ... x_0; t1 = t + 1; scaled as the UNet sees them
-    timesteps: Int[Tensor, " t"]  # scheduler timesteps, descending
+    latents: Float[Tensor, "b t1 c h w"]  # x_T ... x_0; t1 = t + 1; scaled as the network sees them
+    timesteps: Num[Tensor, " t"]  # as the network is told them, descending
     log_probs: Float[Tensor, "b t"]  # log p(x_{t-1} | x_t) / (c h w), float32: the mean over latent dimensions
     images: Float[Tensor, "b 3 H W"]  # decoded x_0 in [0, 1]
     predicted: Float[Tensor, "b t c h w"] | None = None  # x_0 as predicted from every x_t, where somebody wants it
     means: Float[Tensor, "b t c h w"] | None = None  # mu of p(x_{t-1} | x_t) that sampled, likewise
     reference_means: Float[Tensor, "b t c h w"] | None = None  # the reference's, of the same states, likewise
     clean: Float[Tensor, "b c h w"] | None = None  # x_0, where the last steps are cut off
+    conditioning: Conditioning | None = None  # of each sample; of the policy that sampled
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -33,18 +60,20 @@ class Rollout:
     def x_0(self) -> Float[Tensor, "b c h w"]:
         return self.latents[:, -1] if self.clean is None else self.clean
 
-    def noisiest(self, steps: int) -> "Rollout":
-        """The first steps of every trajectory."""
+    def window(self, steps: range) -> "Rollout":
+        """These steps, one after the other, of every trajectory."""
         tables = {name: getattr(self, name) for name in BY_STEP}
-        cut = {name: table[:, : steps + (name == "latents")] for name, table in tables.items() if table is not None}
-        return replace(self, timesteps=self.timesteps[:steps], clean=self.x_0, **cut)
+        ends = {name: steps.stop + (name == "latents") for name in tables}
+        cut = {name: table[:, steps.start : ends[name]] for name, table in tables.items() if table is not None}
+        return replace(self, timesteps=self.timesteps[steps.start : steps.stop], clean=self.x_0, **cut)
 
     def of(self, samples: Int[Tensor, " n"]) -> "Rollout":
         """These samples alone."""
         prompts, seeds = ([column[i] for i in samples.tolist()] for column in (self.prompts, self.seeds))
         tables = {name: getattr(self, name) for name in (*BY_SAMPLE, "clean")}
         own = {name: table[samples] for name, table in tables.items() if table is not None}
-        return replace(self, prompts=prompts, seeds=seeds, **own)
+        told = self.conditioning and self.conditioning.of(samples)
+        return replace(self, prompts=prompts, seeds=seeds, conditioning=told, **own)
 
 
 @dataclass
@@ -70,8 +99,8 @@ class States:
     """Where a policy may take a step: x_t, t and what it is conditioned on."""
 
     x_t: Float[Tensor, "n c h w"]
-    t: Int[Tensor, " n"]
-    text: Float[Tensor, "n token d"]
+    t: Num[Tensor, " n"]
+    conditioning: Conditioning
 
 
 @dataclass
@@ -80,7 +109,6 @@ class Rows:
 
     rollout: Rollout
     credit: Credit
-    text: Float[Tensor, "b token d"]  # of all samples
     samples: Int[Tensor, " n"]
     slots: Int[Tensor, " n"]
     reward: Any = None  # the RewardModel that is trained on
@@ -104,12 +132,13 @@ class Rows:
         return self.rollout.x_0[self.samples]
 
     @property
-    def t(self) -> Int[Tensor, " n"]:
+    def t(self) -> Num[Tensor, " n"]:
         return self.rollout.timesteps[self.slots]
 
     @property
-    def prompt_states(self) -> Float[Tensor, "n token d"]:
-        return self.text[self.samples]
+    def conditioning(self) -> Conditioning:
+        assert self.rollout.conditioning is not None, "the rollout was sampled without what it was conditioned on"
+        return self.rollout.conditioning.of(self.samples)
 
     @property
     def old_log_prob(self) -> Float[Tensor, " n"]:

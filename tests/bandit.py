@@ -14,7 +14,7 @@ from lightning import LightningModule
 from src.policy.diffusion import DiffusionPolicy
 from src.policy.schedule import ddim_schedule
 from src.rewards.base import RewardModel
-from src.types import Credit, Rollout, Rows
+from src.types import Conditioning, Credit, Rollout, Rows
 
 ZOOM = 1e-3  # of pictures about grey, so that they stay within [0, 1]
 
@@ -33,7 +33,7 @@ class Bandit(DiffusionPolicy):
         return [self.theta]
 
     def encode_prompts(self, prompts):
-        return torch.zeros(len(prompts), 1, 1)
+        return Conditioning([torch.zeros(1, 1, 1)], torch.zeros(len(prompts), dtype=torch.long))
 
     def predict(self, x_t, t, text):
         return self.theta.expand(len(x_t), *self.theta.shape)
@@ -53,8 +53,8 @@ class Bandit(DiffusionPolicy):
     def noised(self, x_0, t, noise):
         return self.alpha_bar.sqrt() * x_0 + (1 - self.alpha_bar).sqrt() * noise
 
-    def output_gains(self):
-        return torch.ones(1)
+    def output_gains(self, t):
+        return torch.ones(len(t))
 
     def noise(self, seeds):
         return self.drawn[: len(seeds)]
@@ -85,7 +85,9 @@ class Bandit(DiffusionPolicy):
         prompts = [f"prompt {i // group}" for i in range(n)]
         images = torch.zeros(n, 3, 1, 1)
         zeros = torch.zeros_like(mean)
-        return Rollout(prompts, list(range(n)), latents, self.timesteps, log_probs, images, None, mean, zeros)
+        told = self.encode_prompts(prompts)
+        kept = {"means": mean, "reference_means": zeros, "conditioning": told}
+        return Rollout(prompts, list(range(n)), latents, self.timesteps, log_probs, images, **kept)
 
 
 class GaussianChain(DiffusionPolicy):
@@ -135,4 +137,4 @@ def rows_of(rollout: Rollout, credit: Credit, reward=None, reference=None, draw:
     n = len(rollout)
     samples = torch.arange(n) if credit.partners is None else (credit.partners >= 0).nonzero().flatten()
     slots = torch.zeros(len(samples), dtype=torch.long)
-    return Rows(rollout, credit, torch.zeros(n, 1, 1), samples, slots, reward, reference, draw)
+    return Rows(rollout, credit, samples, slots, reward, reference, draw)

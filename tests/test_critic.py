@@ -31,7 +31,7 @@ def reward():
 
 
 def test_predicted_pictures_are_those_that_the_steps_were_made_of(policy, rollout):
-    at, after = policy.schedule.alpha_bars(policy.timesteps)
+    at, after = policy.sampler.schedule.alpha_bars(policy.timesteps)
     noise = policy.noise(SEEDS)
     for i in range(STEPS):
         x_t, x_0 = rollout.latents[:, i], rollout.predicted[:, i]

@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler
 
 from src.mini.unet import ddim_scheduler
 from src.policy import ddim
+from src.policy.gaussian import gaussian_kl, gaussian_log_prob
 from src.policy.schedule import ddim_schedule
 
 B, SHAPE = 3, (4, 8, 8)
@@ -51,14 +52,14 @@ def test_log_prob_equals_torch_normal():
     x, mean = torch.randn(2, B, *SHAPE)
     std = torch.rand(B, 1, 1, 1) + 0.1
     reference = torch.distributions.Normal(mean, std).log_prob(x).mean((1, 2, 3))
-    torch.testing.assert_close(ddim.gaussian_log_prob(x, mean, std), reference)
+    torch.testing.assert_close(gaussian_log_prob(x, mean, std), reference)
 
 
 def test_log_prob_by_hand():
     # one standard deviation away in every dimension: -1/2 - log std - log(2 pi)/2
     x, mean, std = torch.full((1, 1, 1, 2), 3.0), torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 1), 2.0)
     expected = -0.5 - math.log(2) - 0.5 * math.log(2 * math.pi)
-    assert ddim.gaussian_log_prob(x, mean, std).item() == pytest.approx(expected)
+    assert gaussian_log_prob(x, mean, std).item() == pytest.approx(expected)
 
 
 def test_kl_equals_torch_and_is_summed():
@@ -66,8 +67,8 @@ def test_kl_equals_torch_and_is_summed():
     std = torch.rand(B, 1, 1, 1) + 0.1
     p, q = (torch.distributions.Normal(m, std.expand_as(mean)) for m in (mean, reference))
     expected = torch.distributions.kl_divergence(p, q).sum((1, 2, 3))
-    torch.testing.assert_close(ddim.gaussian_kl(mean, reference, std), expected)
-    assert ddim.gaussian_kl(mean, mean, std).eq(0).all()
+    torch.testing.assert_close(gaussian_kl(mean, reference, std), expected)
+    assert gaussian_kl(mean, mean, std).eq(0).all()
 
 
 def test_unknown_parametrisation_is_refused():

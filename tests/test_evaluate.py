@@ -191,7 +191,7 @@ def test_kl_at_a_scale_equals_the_closed_form(tmp_path):
     policy.save(tmp_path)
     weights = recognise(str(tmp_path))
     rollout = policy.sample(PROMPTS, SEEDS)
-    a, a_prev = (bars.double() for bars in policy.schedule.alpha_bars(policy.timesteps))
+    a, a_prev = (bars.double() for bars in policy.sampler.schedule.alpha_bars(policy.timesteps))
     std = ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()  # eta 1
     per_unit = -(a_prev.sqrt()) * (1 - a).sqrt() + (1 - a_prev - std**2).clamp(min=0).sqrt() * a.sqrt()
     for scale in (0.25, 0.5, 1.0):

@@ -59,8 +59,9 @@ def changed(pipeline: Path, folder: Path, file: str, changes: dict, weights: boo
 INDEX, UNET, VAE, TEXT = "model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 REFUSED = {
-    "SDXL": (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "it is a StableDiffusionXLPipeline; give a Stable"),
-    "SD 3": (INDEX, {"_class_name": "StableDiffusion3Pipeline"}, "it is a StableDiffusion3Pipeline; give a Stable"),
+    "not quite SDXL": (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "it has no text_encoder_2"),
+    "not quite SD 3": (INDEX, {"_class_name": "StableDiffusion3Pipeline"}, "it has no transformer"),
+    "Cascade": (INDEX, {"_class_name": "StableCascadeDecoderPipeline"}, "it is a StableCascadeDecoderPipeline; give a"),
     "FLUX": (INDEX, {"_class_name": "FluxPipeline"}, "it is a FluxPipeline; give a StableDiffusionPipeline, such as"),
     "LCM": (INDEX, {"_class_name": "LatentConsistencyModelPipeline"}, "it is a LatentConsistencyModelPipeline"),
     "ControlNet": (INDEX, {"_class_name": "StableDiffusionControlNetPipeline"}, "it is a StableDiffusionControlNet"),
@@ -174,7 +175,7 @@ def test_a_tokenizer_without_a_limit_reads_what_the_encoder_has_positions_for(pi
     config = "tokenizer/tokenizer_config.json"
     folder = changed(pipeline, tmp_path / "sd", config, {"model_max_length": None}, weights=True)
     policy = make_policy(folder)
-    assert policy.encode_prompts(["a cat " * 40]).shape == (1, TINY_TEXT["max_position_embeddings"], 16)
+    assert policy.encode_prompts(["a cat " * 40]).states.shape == (1, TINY_TEXT["max_position_embeddings"], 16)
     assert torch.equal(policy.sample(PROMPTS, SEEDS).images, base_images)
     text = json.loads((folder / TEXT).read_text())
     (folder / TEXT).write_text(json.dumps({k: v for k, v in text.items() if k != "max_position_embeddings"}))
@@ -310,5 +311,5 @@ def test_the_text_encoder_may_be_of_another_kind(tmp_path):
     index = json.loads((folder / INDEX).read_text())
     index |= {"text_encoder": ["transformers", "BertModel"], "tokenizer": ["transformers", "BertTokenizer"]}
     (folder / INDEX).write_text(json.dumps(index))
-    assert make_policy(folder).encode_prompts(["a cat"]).shape == (1, 24, 16)
+    assert make_policy(folder).encode_prompts(["a cat"]).states.shape == (1, 24, 16)
     assert sampled(folder).std() > 0

@@ -51,8 +51,9 @@ def test_none_where_all_is_read(readers, capsys):
 
 
 def test_what_is_told_is_what_is_cut(readers):
-    for reader in (readers["the policy"], readers["hps"]):
-        states = getattr(reader, "encode_prompts", None) or reader.embed_texts
+    policy = readers["the policy"]
+    for reader in (policy, readers["hps"]):
+        states = (lambda texts: policy.encode_prompts(texts).states) if reader is policy else reader.embed_texts
         assert torch.equal(states([EDGE + " a fox"]), states([EDGE + " a cat"]))
         assert reader.too_long([EDGE + " a fox"]) and not reader.too_long([EDGE])
         assert not torch.equal(states([EDGE[:-1] + "fox"]), states([EDGE[:-1] + "cat"]))

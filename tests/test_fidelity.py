@@ -16,6 +16,7 @@ from src.critic.base import Head
 from src.errors import UserError
 from src.normalise import PromptNormaliser, standardise
 from src.policy import ddim
+from src.policy.gaussian import gaussian_log_prob
 from src.policy.schedule import ddim_schedule
 from src.resets.active import ActiveReset
 from src.resets.ops import magnitudes, neuron_scores, probe_states, reinit_all
@@ -59,7 +60,7 @@ def test_log_probability_of_a_ddim_step(t):
     assert std.item() == pytest.approx(golden["std"], rel=1e-4)
     assert mean.flatten()[0].item() == pytest.approx(golden["mean_first"], rel=1e-4)
     drawn = mean + std * 0.9 * tensor(formula.wave(n, 0.71, 2.0)).view(1, *formula.SHAPE)
-    assert ddim.gaussian_log_prob(drawn, mean, std).item() == pytest.approx(golden["log_prob"], rel=1e-4)
+    assert gaussian_log_prob(drawn, mean, std).item() == pytest.approx(golden["log_prob"], rel=1e-4)
 
 
 def test_per_prompt_moments():

@@ -41,7 +41,7 @@ def test_a_score_is_the_same_bits_whatever_prompts_came_before(name, pictures):
 
 
 def test_text_states_are_the_same_bits_whatever_prompts_came_before():
-    after = [embedded_after(make_policy().encode_prompts, history) for history in HISTORIES]
+    after = [embedded_after(make_policy().encode_prompts, history).states for history in HISTORIES]
     assert torch.equal(*after)
 
 

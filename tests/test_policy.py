@@ -86,7 +86,7 @@ def test_prompts_are_encoded_once():
     calls = []
     policy.text_encoder.register_forward_hook(lambda *args: calls.append(1))
     first = policy.encode_prompts(["cat", "dog", "cat"])
-    assert torch.equal(policy.encode_prompts(["dog", "cat"]), first[[1, 0]])
+    assert torch.equal(policy.encode_prompts(["dog", "cat"]).states, first.states[[1, 0]])
     assert len(calls) == 2  # each by itself
 
 
@@ -99,10 +99,10 @@ def test_lora_opens_in_plain_diffusers(tmp_path):
     assert np.isfinite(ours.numpy()).all()
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([500, 100])
     text = policy.encode_prompts(["cat", "dog"])
-    base = pipe.unet(x, t, text).sample
+    base = pipe.unet(x, t, text.states).sample
     pipe.load_lora_weights(tmp_path / "lora")
-    torch.testing.assert_close(pipe.unet(x, t, text).sample, policy.predict(x, t, text), atol=1e-4, rtol=1e-4)
-    assert (pipe.unet(x, t, text).sample - base).abs().max() > 1e-3
+    torch.testing.assert_close(pipe.unet(x, t, text.states).sample, policy.predict(x, t, text), atol=1e-4, rtol=1e-4)
+    assert (pipe.unet(x, t, text.states).sample - base).abs().max() > 1e-3
 
 
 def gradients(policy: DiffusionPolicy) -> tuple[list[torch.Tensor], int]:
@@ -135,15 +135,16 @@ def test_the_decoder_takes_pictures_one_at_a_time_on_request():
 
 
 def test_few_prompts_are_kept_and_those_used_last(monkeypatch):
-    monkeypatch.setattr("src.policy.diffusion.TEXT_CACHE", 2)
+    monkeypatch.setattr("src.policy.prompts.TEXT_CACHE", 2)
     policy = make_policy()
     first = policy.encode_prompts(["cat", "dog", "cat"])
     policy.encode_prompts(["horse"])
-    assert list(policy._text_cache) == ["dog", "horse"]
+    assert list(policy._prompts.kept) == ["dog", "horse"]
     policy.encode_prompts(["dog"])
     policy.encode_prompts(["cow"])
-    assert list(policy._text_cache) == ["dog", "cow"]
-    torch.testing.assert_close(policy.encode_prompts(["cat", "dog", "cat"]), first)  # more than are kept
+    assert list(policy._prompts.kept) == ["dog", "cow"]
+    again = policy.encode_prompts(["cat", "dog", "cat"])  # more than are kept
+    torch.testing.assert_close(again.states, first.states)
 
 
 @pytest.mark.slow
@@ -202,7 +203,7 @@ def test_kl_equals_the_closed_form_for_a_mean_moved_by_a_constant():
     rollout = policy.sample(PROMPTS, SEEDS)
     with torch.no_grad():
         policy.unet.conv_out.bias += shift
-    a, a_prev = (bars.double() for bars in policy.schedule.alpha_bars(policy.timesteps))
+    a, a_prev = (bars.double() for bars in policy.sampler.schedule.alpha_bars(policy.timesteps))
     std = ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt()  # eta 1
     moved = shift * (-(a_prev.sqrt()) * (1 - a).sqrt() + (1 - a_prev - std**2).clamp(min=0).sqrt() * a.sqrt())
     dimensions = torch.tensor(policy.latent_shape).prod()

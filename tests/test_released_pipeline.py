@@ -59,7 +59,7 @@ def test_faults_are_told_in_one_sentence(pipeline, tmp_path):
     (cut / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut short")
     for folder, message in (
         (pickled, r"pickled weights alone \(diffusion_pytorch_model.bin\)"),
-        (other, "it is a StableDiffusionXLPipeline; give a StableDiffusionPipeline"),
+        (other, "it has no text_encoder_2"),
         (cut, "its unet cannot be loaded"),
         (tmp_path / "nowhere", r"no such folder; give one with model_index\.json"),
     ):

@@ -52,7 +52,7 @@ def adopted(policies, path, scale: float = 1.0) -> torch.Tensor:
 
 @torch.no_grad()
 def expected(unet, policies) -> torch.Tensor:
-    return unet(X, T, policies["full"].encode_prompts(["cat", "dog"])).sample
+    return unet(X, T, policies["full"].encode_prompts(["cat", "dog"]).states).sample
 
 
 def test_every_format_gives_the_same_model(lora, policies, tmp_path):

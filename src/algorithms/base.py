@@ -11,8 +11,8 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.normalise import PromptNormaliser
-from src.policy.ddim import gaussian_log_prob
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_log_prob
 from src.seeding import generator_of
 from src.types import Credit, Metrics, Rows, States
 
@@ -47,7 +47,8 @@ class Algorithm:
             `trajectory` on all timesteps of them.
         samples_per_update: samples behind one optimizer step; null for all of the iteration.
         inner_epochs: passes over a rollout.
-        timestep_fraction: share of the denoising steps that are trained, the noisiest first; the rest are only sampled.
+        timestep_fraction: share of the denoising steps with a density that are trained, the noisiest first; the rest
+            are only sampled.
         shuffle_timesteps: an update of schedule `timestep` sees another timestep of each of its samples, as in the
             authors' code of TDPO, and not one and the same.
         timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
@@ -64,6 +65,7 @@ class Algorithm:
     uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
     weighs_rows = True  # by their advantages; otherwise rows are pairs, or all alike
     gradients_a_sample = 0  # pictures that the reward's gradient is taken of
+    whole_trajectory = False  # starts from any of its states, whichever steps are trained
     own_kl = ""  # the option that already keeps the policy near the reference
 
     def __init__(
@@ -85,7 +87,7 @@ class Algorithm:
         self.timestep_weighting, self.shared_noise = timestep_weighting, shared_noise
 
     def trained_steps(self, num_steps: int) -> int:
-        """How many of a trajectory's steps are trained."""
+        """How many of so many steps with a density are trained."""
         return max(1, round(self.timestep_fraction * num_steps))
 
     def weights(self, step_std: Float[Tensor, " t"]) -> Float[Tensor, " t"]:
@@ -161,7 +163,7 @@ class Algorithm:
 
 def step_and_log_prob(rows: Rows, policy: DiffusionPolicy) -> tuple[Step, PerRow]:
     """p_theta(x_{t-1} | x_t, c) at the rows, and its log-density of the x_{t-1} sampled (mean over dimensions)."""
-    mean, std = policy.step_distribution(rows.x_t, rows.t, rows.prompt_states)
+    mean, std = policy.step_distribution(rows.x_t, rows.t, rows.conditioning)
     return Step(mean, std), gaussian_log_prob(rows.x_prev, mean, std)
 
 

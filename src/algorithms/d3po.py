@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from src.algorithms.base import Loss, PerRow, Step, step_and_log_prob
 from src.algorithms.preference import Preference
-from src.policy.ddim import gaussian_log_prob
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_log_prob
 from src.types import Rows
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from src.algorithms.base import Algorithm, Loss, PerRow, clipped_value_loss, step_and_log_prob
 from src.normalise import PromptNormaliser
-from src.policy.ddim import gaussian_kl
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_kl
 from src.types import Credit, Rows
 
 

@@ -49,6 +49,6 @@ class DRaFT(ThroughReward):
         noise = torch.stack([torch.randn(shape, generator=generator_of(seed, *keys)) for seed in rows.seeds], 1)
         noise = noise.to(rows.x_0)
         t = policy.timesteps[-1].expand(len(rows))
-        at = States(policy.noised(rows.x_0, t, noise[0]), t, rows.prompt_states)
+        at = States(policy.noised(rows.x_0, t, noise[0]), t, rows.conditioning)
         mean, std = policy.step_of(self.predict(policy, at), at.x_t, at.t)
         return mean + std * noise[1]

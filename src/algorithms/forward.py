@@ -21,10 +21,10 @@ def noised(
     keys = zip(drawn.seeds, drawn.slots.tolist(), strict=True)
     draws = [torch.randn(shape, generator=generator_of(seed, slot, drawn.draw, FORWARD_STREAM)) for seed, slot in keys]
     noise = torch.stack(draws).to(rows.x_0)
-    return States(policy.noised(rows.x_0, rows.t, noise), rows.t, rows.prompt_states), noise
+    return States(policy.noised(rows.x_0, rows.t, noise), rows.t, rows.conditioning), noise
 
 
 def prediction(policy: DiffusionPolicy, at: States) -> tuple[Float[Tensor, "n c h w"], Step]:
     """The network's output at these states, and the step that a sampler would take with it."""
-    output = policy.predict(at.x_t, at.t, at.text)
+    output = policy.predict(at.x_t, at.t, at.conditioning)
     return output, Step(*policy.step_of(output, at.x_t, at.t), at)

@@ -21,8 +21,8 @@ from torch import Tensor
 from src.algorithms.base import Algorithm, Loss, PerRow, clipped_surrogate, clipped_value_loss, step_and_log_prob
 from src.errors import UserError
 from src.normalise import PromptNormaliser
-from src.policy.ddim import gaussian_kl
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_kl
 from src.types import Credit, Rows
 
 
@@ -98,7 +98,7 @@ class GRPO(Algorithm):
         if self.ratio == "guard":
             divergence = gaussian_kl(step.mean, rows.old_mean, step.std) / step.mean[0].numel()
             log_ratio = (log_ratio + divergence) * step.std.flatten()
-            gains = policy.output_gains()[: len(rows.rollout.timesteps)]
+            gains = policy.output_gains(rows.rollout.timesteps)
             advantage = advantage * (gains.mean() / gains)[rows.slots]
             low = high = self.guard_clip_range
         return replace(clipped_surrogate(log_ratio, advantage, low, high), steps=[step])

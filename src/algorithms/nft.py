@@ -89,7 +89,7 @@ class NFT(Algorithm):
         output, step = prediction(policy, at)
         clean = policy.predicted_clean(output, at.x_t, at.t)
         with torch.no_grad(), policy.holding(self.old) if self.old is not None else nullcontext():
-            old = policy.predicted_clean(policy.predict(at.x_t, at.t, at.text), at.x_t, at.t)
+            old = policy.predicted_clean(policy.predict(at.x_t, at.t, at.conditioning), at.x_t, at.t)
         ahead, behind = (old + sign * self.beta * (clean - old) for sign in (1, -1))
         r = (rows.advantage / self.advantage_clip + 1) / 2
         errors = r * relative_error(ahead, rows.x_0) + (1 - r) * relative_error(behind, rows.x_0)

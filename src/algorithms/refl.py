@@ -39,7 +39,7 @@ class ReFL(ThroughReward):
         rng = torch.Generator().manual_seed(rows.draw)
         slot = int(torch.randint(earliest, policy.num_steps, (1,), generator=rng))
         x_t, t = rows.rollout.latents[rows.samples, slot], policy.timesteps[slot].expand(len(rows))
-        at = States(x_t, t, rows.prompt_states)
+        at = States(x_t, t, rows.conditioning)
         output = self.predict(policy, at)
         return policy.predicted_clean(output, at.x_t, at.t), [Step(*policy.step_of(output, at.x_t, at.t), at)]
 

@@ -28,6 +28,7 @@ class ThroughReward(Algorithm):
     """
 
     uses_returns = weighs_rows = False
+    whole_trajectory = True
 
     def __init__(self, checkpoint_steps: bool = False, **schedule: Any):
         super().__init__(**schedule)
@@ -83,7 +84,7 @@ class ThroughReward(Algorithm):
         """
         noise, x_t, steps = policy.noise(rows.seeds), rows.rollout.latents[rows.samples, first], []
         for k, keep in zip(range(first, policy.num_steps), kept, strict=True):
-            at = States(x_t, policy.timesteps[k].expand(len(rows)), rows.prompt_states)
+            at = States(x_t, policy.timesteps[k].expand(len(rows)), rows.conditioning)
             output = self.predict(policy, at) if keep else self._without_gradient(policy, at)
             mean, std = policy.step_of(output, at.x_t, at.t)
             if keep:
@@ -93,9 +94,9 @@ class ThroughReward(Algorithm):
 
     def predict(self, policy: DiffusionPolicy, at: States) -> Float[Tensor, "n c h w"]:
         if not self.checkpoint_steps:
-            return policy.predict(at.x_t, at.t, at.text)
-        return checkpoint(policy.predict, at.x_t, at.t, at.text, use_reentrant=False)
+            return policy.predict(at.x_t, at.t, at.conditioning)
+        return checkpoint(policy.predict, at.x_t, at.t, at.conditioning, use_reentrant=False)
 
     @torch.no_grad()
     def _without_gradient(self, policy: DiffusionPolicy, at: States) -> Float[Tensor, "n c h w"]:
-        return policy.predict(at.x_t, at.t, at.text)
+        return policy.predict(at.x_t, at.t, at.conditioning)

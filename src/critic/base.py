@@ -133,7 +133,7 @@ class Critic(LightningModule):
         if prompt_input:
             assert policy is not None, "a critic that sees the prompt needs the policy's text encoder"
             self._encode_prompts = policy.encode_prompts  # bound: the encoder is none of this module's parts
-            feature_dim += policy.text_encoder.config.hidden_size
+            feature_dim += policy.text_width
         self.head = Head(feature_dim + timestep_input, hidden, dropout, activation, initial, initial_width)
 
     def features(self, rollout: Rollout) -> Float[Tensor, "b t d"]:
@@ -163,7 +163,7 @@ class Critic(LightningModule):
         """The features with what else the head sees: prompt, timestep."""
         parts = [features]
         if self._encode_prompts is not None:
-            prompt = F.normalize(self._encode_prompts(rollout.prompts).mean(1), dim=-1)
+            prompt = F.normalize(self._encode_prompts(rollout.prompts).states.mean(1), dim=-1)
             # components of about unit variance, as the pictures' embeddings have
             parts.append((prompt * prompt.shape[1] ** 0.5)[:, None].expand(-1, features.shape[1], -1))
         if self.timestep_input:

@@ -32,8 +32,8 @@ def adopt(policy: DiffusionPolicy, weights: Weights, base: str, scale: float = 1
     if weights.kind == "full":
         _adopt_unet(policy, weights, base, scale)
     else:
-        _remove_adapters(policy.unet)
-        tensors = {name: value for name, value in policy.unet.state_dict().items() if value.ndim > 1}
+        _remove_adapters(policy.network)
+        tensors = {name: value for name, value in policy.network.state_dict().items() if value.ndim > 1}
         modules = {name.removesuffix(".weight"): value for name, value in tensors.items()}
         _add(policy, read_lora(weights, modules, base), scale)
 
@@ -48,12 +48,12 @@ def _remove_adapters(unet: Any) -> None:
 
 
 def _adopt_unet(policy: DiffusionPolicy, weights: Weights, base: str, scale: float) -> None:
-    state, own = read_unet(weights), policy.base_unet.state_dict()
+    state, own = read_unet(weights), policy.base_network.state_dict()
     check_unet(state, own, weights, base)
     parts = {part: getattr(policy, part).state_dict() for part in PARTS}
-    check_parts(weights, parts, policy.schedule.prediction_type, base)
+    check_parts(weights, parts, policy.sampler.prediction_type, base)
     with torch.no_grad():
-        for name, value in policy.unet.state_dict().items():
+        for name, value in policy.network.state_dict().items():
             value.copy_(torch.lerp(own[name].to(value), state[name].to(value), scale))
 
 
@@ -68,9 +68,9 @@ def _add(policy: DiffusionPolicy, adapters: dict[str, Adapter], scale: float) ->
         rank_pattern={f"^{module}": other for module, other in ranks.items() if other != rank},
         alpha_pattern={f"^{module}": other for module, other in alphas.items() if other != alpha},
     )
-    policy.unet.add_adapter(config)
+    policy.network.add_adapter(config)
     for module, adapter in adapters.items():
-        layer = policy.unet.get_submodule(module)
+        layer = policy.network.get_submodule(module)
         _copy(layer.lora_A["default"].weight, adapter.down)
         _copy(layer.lora_B["default"].weight, adapter.up)
 

@@ -1,25 +1,46 @@
-"""One DDIM step as a Gaussian policy (Song et al. 2021, eq. 12 and 16): pure functions, float32.
+"""DDIM as a Gaussian policy (Song et al. 2021, eq. 12 and 16): p(x_{t-1} | x_t, c) = N(mean, std^2 I), float32."""
 
-p(x_{t-1} | x_t, c) = N(mean, std^2 I). The log-probability is the *mean* over latent dimensions, as in the code of
-DDPO and TDPO, because their clip ranges are relative to it; KL divergences are true ones, summed over dimensions.
-"""
+from src.policy.gaussian import Latents, PerSample, Std, expanded
+from src.policy.sampler import Sampler, Scheduler, Times
+from src.policy.schedule import ddim_schedule
 
-import math
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+class DDIM(Sampler):
+    """DDIM's steps through the noise schedule of a diffusers scheduler; `level` is eta.
 
-Latents = Float[Tensor, "b c h w"]
-PerSample = Float[Tensor, " b"]
+    At 1 a step has the noise of DDPM, at 0 none. Raises UserError where the scheduler or the number of steps does not
+    fit; see `ddim_schedule`.
+    """
+
+    def __init__(self, scheduler: Scheduler, num_steps: int, level: float, option: str):
+        self.schedule = ddim_schedule(scheduler, num_steps, option)
+        super().__init__(self.schedule.timesteps, level, num_steps, len(self.schedule.before))
+
+    @property
+    def prediction_type(self) -> str:
+        return self.schedule.prediction_type
+
+    def step(self, output: Latents, x_t: Latents, t: Times) -> tuple[Latents, Std]:
+        return ddim_step(output, x_t, *self.schedule.alpha_bars(t), self.levels(t), self.prediction_type)
+
+    def clean(self, output: Latents, x_t: Latents, t: Times) -> Latents:
+        return predicted_clean(output, x_t, self.schedule.alpha_bars(t)[0], self.prediction_type)[0]
+
+    def noise(self, output: Latents, x_t: Latents, t: Times) -> Latents:
+        return predicted_clean(output, x_t, self.schedule.alpha_bars(t)[0], self.prediction_type)[1]
+
+    def noised(self, x_0: Latents, t: Times, noise: Latents) -> Latents:
+        """sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise."""
+        alpha_bar = expanded(self.schedule.alpha_bars(t)[0], x_0)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
 
 def predicted_clean(
     output: Latents, x_t: Latents, alpha_bar: PerSample, prediction_type: str
 ) -> tuple[Latents, Latents]:
     """(predicted x_0, predicted noise) from the network's output. Raises ValueError on an unknown parametrisation."""
-    signal = _expand(alpha_bar.sqrt(), x_t)
-    noise = _expand((1 - alpha_bar).sqrt(), x_t)
+    signal = expanded(alpha_bar.sqrt(), x_t)
+    noise = expanded((1 - alpha_bar).sqrt(), x_t)
     if prediction_type == "epsilon":
         return (x_t - noise * output) / signal, output
     if prediction_type == "v_prediction":
@@ -30,29 +51,17 @@ def predicted_clean(
 
 
 def ddim_step(
-    output: Latents, x_t: Latents, alpha_bar: PerSample, alpha_bar_prev: PerSample, eta: float, prediction_type: str
-) -> tuple[Latents, Float[Tensor, "b 1 1 1"]]:
+    output: Latents,
+    x_t: Latents,
+    alpha_bar: PerSample,
+    alpha_bar_prev: PerSample,
+    eta: float | PerSample,
+    prediction_type: str,
+) -> tuple[Latents, Std]:
     """Mean and standard deviation of x_{t-1}. `eta` 1 gives DDPM's posterior variance, 0 a deterministic step."""
     x_0, epsilon = predicted_clean(output.float(), x_t.float(), alpha_bar, prediction_type)
     variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
     std = eta * variance.clamp(min=0).sqrt()
     direction = (1 - alpha_bar_prev - std**2).clamp(min=0).sqrt()
-    mean = _expand(alpha_bar_prev.sqrt(), x_t) * x_0 + _expand(direction, x_t) * epsilon
-    return mean, _expand(std, x_t)
-
-
-def gaussian_log_prob(x: Latents, mean: Latents, std: Float[Tensor, "b 1 1 1"]) -> PerSample:
-    """log N(x; mean, std^2), averaged over latent dimensions."""
-    z = (x.float() - mean) / std
-    return (-0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)).mean((1, 2, 3))
-
-
-def gaussian_kl(
-    mean: Float[Tensor, "*rows c h w"], reference: Float[Tensor, "*rows c h w"], std: Float[Tensor, "*#rows 1 1 1"]
-) -> Float[Tensor, "*rows"]:
-    """KL(N(mean, std^2) || N(reference, std^2)) = |mean - reference|^2 / (2 std^2) in nats, summed over dimensions."""
-    return (((mean - reference) / std) ** 2).sum((-3, -2, -1)) / 2
-
-
-def _expand(value: PerSample, like: Latents) -> Float[Tensor, "b 1 1 1"]:
-    return value.view(-1, *[1] * (like.ndim - 1))
+    mean = expanded(alpha_bar_prev.sqrt(), x_t) * x_0 + expanded(direction, x_t) * epsilon
+    return mean, expanded(std, x_t)

@@ -1,65 +1,147 @@
-"""A Stable Diffusion pipeline from a folder or the hub, each part looked at before its weights are fetched and read.
+"""A diffusers pipeline from a folder or the hub, each part looked at before its weights are fetched and read.
 
 What a policy cannot use is refused here, in a sentence, and not found out in the middle of sampling.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
 
 from src.errors import UserError, first_line
 from src.files import user_path
 from src.hub import fetch, load_strictly, load_tokenizer, read_json, require, require_weights, weight_files
+from src.policy.pipelines.base import TOGETHER, Config, Pipeline
+from src.policy.pipelines.sd import StableDiffusion
+from src.policy.pipelines.sd3 import StableDiffusion3
+from src.policy.pipelines.sdxl import StableDiffusionXL
 
-POSITIONS = ("embeddings.position_ids",)  # older files hold this table
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-CONFIGS = {**dict.fromkeys(WEIGHTS, "config.json"), "scheduler": "scheduler_config.json"}
+FAMILIES: dict[str, type[Pipeline]] = {
+    family.kind.__name__: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+}
+LEFT_OVER = ("embeddings.position_ids", "encoder.embed_tokens.weight")  # a table in older files, a copy in a T5's
+MODELS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+CONFIGS = (
+    *(f"{m}/config.json" for m in MODELS),
+    "scheduler/scheduler_config.json",
+    *(f"tokenizer{s}/*" for s in ("", "_2", "_3")),
+)
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-WANTED = "a StableDiffusionPipeline, such as CompVis/stable-diffusion-v1-4"
+WANTED = f"a {StableDiffusion.kind.__name__}, such as CompVis/stable-diffusion-v1-4"
+ANY = f"{WANTED}, a StableDiffusionXLPipeline or a StableDiffusion3Pipeline"
 LIMITLESS = 1_000_000  # transformers gives a tokenizer without model_max_length one of 10^30
-TOGETHER = "give parts that belong together."
-
-Config = dict[str, Any]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_pipeline(path: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
-    """The parts that a policy needs, float32; a safety checker is neither fetched nor loaded.
+class Source:
+    """A pipeline's folder, or the hub's, with its configurations read and checked, and its weights not yet.
 
-    Raises UserError on whatever is no pipeline that DDIM, a prompt's text states and nothing else can sample from.
+    Args:
+        t5: whether a T5, which its family can do without, is used.
+
+    Raises UserError on whatever is no pipeline that a policy can sample from.
     """
-    option = f"policy.path={path}"
-    _look_at(user_path(path), option)
-    plain = [f"{part}/{name}" for part, name in CONFIGS.items()]
-    folder = fetch(path, "policy.path", ["model_index.json"], [*plain, "tokenizer/*"], revision)
-    index = read_json(folder / "model_index.json", option)
-    _check_index(index, option)
-    require(folder, plain, option, revision)
-    configs = {part: read_json(folder / file, option) for part, file in zip(CONFIGS, plain, strict=True)}
-    _check_unet(configs["unet"], option)
-    _check_fit(configs, option)
-    tokenizer = load_tokenizer(_class_of(index, "tokenizer", option), folder / "tokenizer", "policy.path")
-    _check_tokenizer(tokenizer, configs["text_encoder"], option)
-    tokenizer.model_max_length = _tokens_read(tokenizer, configs["text_encoder"], option)
-    files = [f"{part}/{name}" for part, stem in WEIGHTS.items() for name in weight_files(stem, variant)]
-    folder = fetch(path, "policy.path", [], files, revision)
-    for part, stem in WEIGHTS.items():
-        require_weights(folder / part, stem, variant, option, revision)
-    encoder = _class_of(index, "text_encoder", option)
-    return StableDiffusionPipeline(
-        vae=_load(_class_of(index, "vae", option), folder / "vae", variant, option),
-        text_encoder=load_strictly(encoder, folder / "text_encoder", option, ignored=POSITIONS, variant=variant),
-        tokenizer=tokenizer,
-        unet=_load(_class_of(index, "unet", option), folder / "unet", variant, option),
-        scheduler=_scheduler(index, folder / "scheduler", option),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+
+    def __init__(self, path: str, revision: str | None, variant: str | None, t5: bool = True):
+        self.path, self.revision, self.variant, self.option = path, revision, variant, f"policy.path={path}"
+        _look_at(user_path(path), self.option)
+        folder = fetch(path, "policy.path", ["model_index.json"], CONFIGS, revision)
+        self.index = read_json(folder / "model_index.json", self.option)
+        self.family = self._family()
+        present = [s for s in self.family.texts if s not in self.family.optional or (t5 and self._has(s))]
+        self.texts = tuple(present)
+        self.models = [self.family.network_name, "vae", *(f"text_encoder{suffix}" for suffix in self.texts)]
+        files = {part: f"{part}/config.json" for part in self.models} | {"scheduler": "scheduler/scheduler_config.json"}
+        self.classes = {part: _class_of(self.index, part, self.option) for part in [*files, *self._tokenizers()]}
+        self._check_classes()
+        require(folder, list(files.values()), self.option, revision)
+        self.configs = {part: read_json(folder / file, self.option) for part, file in files.items()}
+        self.family.check(self.configs, self.option)
+        self.tokenizers = {name: self._tokenizer(name, folder) for name in self._tokenizers()}
+        self.scheduler = _scheduler(self.classes["scheduler"], folder / "scheduler", self.option)
+
+    def _family(self) -> type[Pipeline]:
+        kind = self.index.get("_class_name")
+        if kind not in FAMILIES:
+            raise UserError(f"{self.option}: it is a {kind}; give {ANY}.")
+        return FAMILIES[kind]
+
+    def _has(self, suffix: str) -> bool:
+        return bool((self.index.get(f"text_encoder{suffix}") or (None,))[0])
+
+    def _tokenizers(self) -> list[str]:
+        return [f"tokenizer{suffix}" for suffix in self.texts]
+
+    def _check_classes(self) -> None:
+        """Raises UserError on a network or a text encoder of another kind than the pipeline's."""
+        network, family = self.family.network_name, self.family
+        wanted = {"unet": diffusers.UNet2DConditionModel, "transformer": diffusers.SD3Transformer2DModel}[network]
+        projected = {"text_encoder_2"} if family is StableDiffusionXL else {"text_encoder", "text_encoder_2"}
+        for part in self.models:
+            found = self.classes[part].__name__
+            refused = part == network and found != wanted.__name__
+            if part.startswith("text_encoder") and not part.endswith("_3"):
+                projects = family is not StableDiffusion and part in projected
+                refused = found.endswith("WithProjection") != projects
+            if refused:
+                raise UserError(f"{self.option}: its {part} is a {found}; give {WANTED}.")
+
+    def _tokenizer(self, name: str, folder: Path) -> Any:
+        tokenizer = load_tokenizer(self.classes[name], folder / name, "policy.path")
+        text = self.configs[name.replace("tokenizer", "text_encoder")]
+        _check_tokenizer(tokenizer, text, self.option)
+        tokenizer.model_max_length = _tokens_read(tokenizer, text, self.option)
+        return tokenizer
+
+    @property
+    def encoders(self) -> list[str]:
+        return [f"text_encoder{suffix}" for suffix in self.texts]
+
+    def fetch(self, parts: Sequence[str]) -> Path:
+        """The folder with the weights of these parts. Raises UserError where some are missing."""
+        names = [f"{part}/{name}" for part in parts for name in weight_files(_stem(part), self.variant)]
+        folder = fetch(self.path, "policy.path", [], names, self.revision)
+        for part in parts:
+            require_weights(folder / part, _stem(part), self.variant, self.option, self.revision)
+        return folder
+
+    def parts(self, frozen: torch.dtype, vae: str | None, vae_revision: str | None) -> dict[str, Any]:
+        """All parts but the text encoders; the decoder is another one where `vae` names it."""
+        network = self.family.network_name
+        folder = self.fetch([network, *([] if vae else ["vae"])])
+        decoder = self.load("vae", folder) if vae is None else _vae_at(vae, vae_revision, self.configs["vae"])
+        parts = {network: self.load(network, folder, frozen), "vae": decoder, "scheduler": self.scheduler}
+        zeros = bool(self.index.get("force_zeros_for_empty_prompt", True))
+        return parts | self.tokenizers | {"force_zeros_for_empty_prompt": zeros}
+
+    def load(self, part: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+        """A frozen part with its weights, from where `fetch` has put them."""
+        if part not in self.encoders:
+            model = _load(self.classes[part], folder / part, self.variant, self.option, dtype)
+            return model.requires_grad_(False).eval()
+        how: dict[str, Any] = {"ignored": LEFT_OVER, "variant": self.variant, "dtype": dtype}
+        return load_strictly(self.classes[part], folder / part, self.option, **how)
+
+
+def _vae_at(path: str, revision: str | None, own: Config) -> Any:
+    """A decoder from a folder or repository of its own, float32."""
+    option = f"policy.vae={path}"
+    stem = "diffusion_pytorch_model"
+    folder = fetch(path, "policy.vae", ["config.json"], weight_files(stem, None), revision)
+    config = read_json(folder / "config.json", option)
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if kind is None or config.get("latent_channels", 4) != own.get("latent_channels", 4):
+        raise UserError(f"{option}: it is no decoder of the pipeline's latents; {TOGETHER}")
+    require_weights(folder, stem, None, option, revision)
+    return _load(kind, folder, None, option, torch.float32).requires_grad_(False).eval()
+
+
+def _stem(part: str) -> str:
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def _look_at(path: Path, option: str) -> None:
@@ -83,66 +165,6 @@ def _look_at(path: Path, option: str) -> None:
         f"{option}: there is {found}; give a folder with model_index.json in it, {WANTED} saved by save_pretrained "
         "with these weights."
     )
-
-
-def _check_index(index: Config, option: str) -> None:
-    kind = index.get("_class_name")
-    if kind != StableDiffusionPipeline.__name__:
-        raise UserError(f"{option}: it is a {kind}; give {WANTED}.")
-    for part in (*CONFIGS, "tokenizer"):
-        found = _class_of(index, part, option).__name__
-        if (part == "unet" and found != UNet2DConditionModel.__name__) or found.endswith("WithProjection"):
-            raise UserError(f"{option}: its {part} is a {found}, which the policy does not take; give {WANTED}.")
-
-
-def _check_unet(unet: Config, option: str) -> None:
-    """Raises UserError on a denoiser of more than a latent, a timestep and text states."""
-    channels, size = (unet.get("in_channels", 4), unet.get("out_channels", 4)), unet.get("sample_size")
-    wants = {
-        "addition_embed_type": "pooled text states and picture sizes with every forward, as Stable Diffusion XL's",
-        "class_embed_type": "class labels",
-        "num_class_embeds": "class labels",
-        "time_cond_proj_dim": "the guidance scale as an embedding, as a latent consistency model",
-    }
-    for key, what in wants.items():
-        if unet.get(key):
-            raise UserError(f"{option}: its UNet wants {what} ({key}={unet[key]}); give {WANTED}.")
-    if unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
-        raise UserError(
-            f"{option}: its UNet wants states of pictures (encoder_hid_dim_type={unet['encoder_hid_dim_type']}); "
-            f"give {WANTED}."
-        )
-    if channels[0] != channels[1]:
-        more = {9: " (inpainting: a mask and a masked picture too)", 8: " (a picture to edit too)", 5: " (depth too)"}
-        raise UserError(
-            f"{option}: its UNet takes {channels[0]} channels and gives {channels[1]}{more.get(channels[0], '')}; "
-            f"the policy's takes what it gives: give {WANTED}."
-        )
-    if not isinstance(size, int):
-        what = f"latents of {size}, which are not square" if size else "latents of a size that it does not tell"
-        raise UserError(f"{option}: its UNet takes {what} (sample_size in unet/config.json); give a number.")
-
-
-def _check_fit(configs: dict[str, Config], option: str) -> None:
-    """Raises UserError where text encoder, UNet and decoder are not made for each other."""
-    unet, vae, text = (configs[part] for part in ("unet", "vae", "text_encoder"))
-    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latents:
-        raise UserError(f"{option}: its UNet denoises {channels} channels and its VAE decodes {latents}; {TOGETHER}")
-    read = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim", 1280)
-    width = text.get("hidden_size", read)
-    if any(each != width for each in (read if isinstance(read, list) else [read])):
-        raise UserError(
-            f"{option}: its UNet reads text states of width {read}, and its text encoder gives {width}; {TOGETHER}"
-        )
-    for key in ("shift_factor", "latents_mean", "latents_std"):
-        if vae.get(key):
-            raise UserError(
-                f"{option}: its VAE moves its latents ({key}={vae[key]}), which no StableDiffusionPipeline takes back; "
-                f"{TOGETHER}"
-            )
-    if not vae.get("scaling_factor", 1):
-        raise UserError(f"{option}: vae/config.json has no scaling_factor; {TOGETHER}")
 
 
 def _check_tokenizer(tokenizer: Any, text: Config, option: str) -> None:
@@ -175,8 +197,7 @@ def _class_of(index: Config, part: str, option: str) -> Any:
     return found
 
 
-def _scheduler(index: Config, folder: Path, option: str) -> Any:
-    kind = _class_of(index, "scheduler", option)
+def _scheduler(kind: Any, folder: Path, option: str) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
@@ -185,13 +206,13 @@ def _scheduler(index: Config, folder: Path, option: str) -> Any:
         ) from error
 
 
-def _load(model_class: Any, folder: Path, variant: str | None, option: str) -> Any:
-    """A model of diffusers in float32 whose every tensor comes from its files, and which uses all of them."""
+def _load(model_class: Any, folder: Path, variant: str | None, option: str, dtype: torch.dtype) -> Any:
+    """A model of diffusers whose every tensor comes from its files, and which uses all of them."""
     try:
         model, report = model_class.from_pretrained(
             folder,
             variant=variant,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

@@ -27,12 +27,14 @@ class Reference:
     @torch.no_grad()
     def means(self, rollout: Rollout) -> Float[Tensor, "b t c h w"]:
         """Of its steps from the states that a rollout visited, in the batches that sampled them."""
-        text = self.policy.encode_prompts(rollout.prompts)
+        told = rollout.conditioning or self.policy.encode_prompts(rollout.prompts)
         columns = []
         with self.in_place():
             for j, t in enumerate(rollout.timesteps):
                 parts = torch.arange(len(rollout)).split(self.policy.sampling_batch)
-                steps = [self.policy.step_distribution(rollout.latents[i, j], t.expand(len(i)), text[i]) for i in parts]
+                steps = [
+                    self.policy.step_distribution(rollout.latents[i, j], t.expand(len(i)), told.of(i)) for i in parts
+                ]
                 columns.append(torch.cat([mean for mean, _ in steps]))
         return torch.stack(columns, 1)
 
@@ -40,7 +42,7 @@ class Reference:
     def mean(self, at: States) -> Float[Tensor, "n c h w"]:
         """Of its step from other states."""
         with self.in_place():
-            return self.policy.step_distribution(at.x_t, at.t, at.text)[0]
+            return self.policy.step_distribution(at.x_t, at.t, at.conditioning)[0]
 
     def move_here(self) -> None:
         """From now on the reference is the policy as it is now."""

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from src.algorithms.base import Loss
-from src.policy.ddim import gaussian_kl
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_kl
 from src.policy.reference import Reference
 from src.ranks import Ranks
 from src.types import Credit, Metrics, Rollout, Rows
@@ -64,9 +64,11 @@ class Regulariser:
 
 
 def trajectory_kl(rollout: Rollout, step_std: Float[Tensor, " t"]) -> Float[Tensor, " b"]:
-    """KL of the policy that sampled from the reference, exact in each step, summed over steps: nats."""
+    """KL of the policy that sampled from the reference, exact in each step, summed over steps that draw noise: nats."""
     assert rollout.means is not None and rollout.reference_means is not None
-    return gaussian_kl(rollout.means, rollout.reference_means, step_std.view(1, -1, 1, 1, 1)).sum(1)
+    noisy = step_std > 0
+    means, references = (table[:, noisy] for table in (rollout.means, rollout.reference_means))
+    return gaussian_kl(means, references, step_std[noisy].view(1, -1, 1, 1, 1)).sum(1)
 
 
 def log_ratios(rollout: Rollout, step_std: Float[Tensor, " t"]) -> Float[Tensor, "b t"]:

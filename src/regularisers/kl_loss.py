@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.algorithms.base import Loss
 from src.errors import UserError
-from src.policy.ddim import gaussian_kl
+from src.policy.gaussian import gaussian_kl
 from src.policy.reference import Reference
 from src.regularisers.near import NearReference
 from src.types import Rows
@@ -26,13 +26,14 @@ class KLLoss(NearReference):
 
     def kl(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, " n"]:
         """Of each row, per latent dimension; the mean over the steps that its loss took."""
-        if not loss.steps:
+        steps = [step for step in loss.steps if (step.std > 0).all()]
+        if not steps:
             raise UserError(
-                "regulariser: this algorithm's loss takes no step of the policy whose KL could be counted; choose "
-                "regulariser=none or ema."
+                "regulariser: this algorithm's loss takes no step of the policy with noise, whose KL could be counted; "
+                "choose regulariser=none or ema, or have all steps draw noise (policy.sde_steps=[0,N])."
             )
         kls = []
-        for step in loss.steps:
+        for step in steps:
             base = step.reference_mean
             if base is None:
                 base = rows.reference_mean if step.at is None else reference.mean(step.at)

@@ -19,12 +19,12 @@ class LoraNeurons:
     """The ranks of every adapter of a policy. Raises UserError where the policy has none.
 
     Args:
-        microbatch: states that go through the UNet at a time.
+        microbatch: states that go through the network at a time.
     """
 
     def __init__(self, policy: DiffusionPolicy, microbatch: int):
         self.policy, self.microbatch = policy, microbatch
-        adapted = [module for module in policy.unet.modules() if getattr(module, "lora_A", None)]
+        adapted = [module for module in policy.network.modules() if getattr(module, "lora_A", None)]
         self.pairs: list[tuple[Half, Half]] = [(m.lora_A["default"], m.lora_B["default"]) for m in adapted]
         if not self.pairs:
             raise UserError("reset.where=policy resets LoRA's ranks and this policy has none: choose policy=lora.")
@@ -32,11 +32,14 @@ class LoraNeurons:
     @torch.no_grad()
     def magnitudes(self, rollout: Rollout, samples: Int[Tensor, " n"], slots: Int[Tensor, " n"]) -> list[Scores]:
         """sum_x |h_i(x)| over these states, and over places where the adapter is a convolution."""
-        with self._summing() as sums, torch.compiler.set_stance("force_eager"):  # a compiled UNet would not see hooks
+        with (
+            self._summing() as sums,
+            torch.compiler.set_stance("force_eager"),
+        ):  # a compiled network would not see hooks
             for i, j in zip(samples.split(self.microbatch), slots.split(self.microbatch), strict=True):
                 if len(i):
-                    text = self.policy.encode_prompts([rollout.prompts[k] for k in i.tolist()])
-                    self.policy.predict(rollout.latents[i, j], rollout.timesteps[j], text)
+                    assert rollout.conditioning is not None, "the rollout tells nothing of its prompts"
+                    self.policy.predict(rollout.latents[i, j], rollout.timesteps[j], rollout.conditioning.of(i))
         return sums
 
     @contextmanager

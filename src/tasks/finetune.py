@@ -158,7 +158,7 @@ def summarise(
     """
     phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
     algorithm = finetuner.algorithm
-    steps_a_sample = algorithm.trained_steps(finetuner.policy.num_steps) * algorithm.inner_epochs
+    steps_a_sample = len(finetuner.trained_steps()) * algorithm.inner_epochs
     steps = finetuner.samples * steps_a_sample
     name = finetuner.reward_name
     summary = {
