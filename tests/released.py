@@ -6,7 +6,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -15,7 +26,11 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -258,4 +273,110 @@ def write_stable_diffusion(
     (folder / "model_index.json").write_text(json.dumps(index))
     schedule = folder / "scheduler" / "scheduler_config.json"  # a left-over of theirs, and DDIM's default is to clip
     schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"clip_sample": False}))
+    return folder
+
+
+TINY_XL_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "cross_attention_dim": 40,  # 16 and 24
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "transformer_layers_per_block": (1, 2),
+    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+TINY_TRANSFORMER = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 12 + 20,
+    "pos_embed_max_size": 12,
+    "dual_attention_layers": (0,),
+    "qk_norm": "rms_norm",
+}
+TINY_TEXT_2 = TINY_TEXT | {"hidden_size": 24, "projection_dim": 20, "num_hidden_layers": 2}
+TINY_T5 = {"vocab_size": 99, "d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+
+
+def _clip_encoder(kind: type, text: dict) -> tuple[nn.Module, CLIPTokenizer]:
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = text["max_position_embeddings"]
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return kind(CLIPTextConfig(**text, **ids)), tokenizer
+
+
+def t5_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """T5's special tokens and a token a letter."""
+    tokens = ["<pad>", "</s>", "<unk>", *string.ascii_letters][:vocabulary]
+    words = Tokenizer(models.WordLevel({token: k for k, token in enumerate(tokens)}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def write_sdxl(
+    folder: Path,
+    unet: dict = TINY_XL_UNET,
+    vae: dict = TINY_VAE,
+    texts: tuple[dict, dict] = (TINY_TEXT, TINY_TEXT_2),
+    **how,
+) -> Path:
+    """Stable Diffusion XL base 1.0's pipeline as it is on the hub."""
+    torch.manual_seed(0)
+    first, tokenizer = _clip_encoder(CLIPTextModel, texts[0])
+    second, tokenizer_2 = _clip_encoder(CLIPTextModelWithProjection, texts[1])
+    StableDiffusionXLPipeline(
+        AutoencoderKL(latent_channels=4, scaling_factor=0.13025, **vae),
+        first,
+        second,
+        tokenizer,
+        tokenizer_2,
+        UNet2DConditionModel(**unet),
+        EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+        force_zeros_for_empty_prompt=True,
+    ).save_pretrained(folder, **how)
+    return folder
+
+
+def write_sd3(
+    folder: Path,
+    transformer: dict = TINY_TRANSFORMER,
+    vae: dict = TINY_VAE,
+    texts: tuple[dict, dict] = (TINY_TEXT | {"projection_dim": 12}, TINY_TEXT_2),
+    t5: dict | None = TINY_T5,
+    **how,
+) -> Path:
+    """Stable Diffusion 3.5's pipeline as it is on the hub; its T5 is left out where `t5` is None."""
+    torch.manual_seed(0)
+    first, tokenizer = _clip_encoder(CLIPTextModelWithProjection, texts[0])
+    second, tokenizer_2 = _clip_encoder(CLIPTextModelWithProjection, texts[1])
+    StableDiffusion3Pipeline(
+        SD3Transformer2DModel(**transformer),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        AutoencoderKL(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, **vae),
+        first,
+        tokenizer,
+        second,
+        tokenizer_2,
+        T5EncoderModel(T5Config(**t5)) if t5 else None,
+        t5_tokenizer(t5["vocab_size"]) if t5 else None,
+    ).save_pretrained(folder, **how)
     return folder

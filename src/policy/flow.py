@@ -6,8 +6,10 @@ x' = x + v dt. For any sigma the SDE
     x' = x + [v + sigma^2 / (2 t) (x + (1 - t) v)] dt + sigma sqrt(-dt) eps
 
 has the same marginals as dt goes to 0, for x + (1 - t) v is the predicted noise and -noise / t the score (Flow-GRPO,
-2505.05470, eq. 9; DanceGRPO, 2505.07818). Its variance in a large step is too large by what dt leaves out, and pictures
-stay noisy; CPS (Wang & Yu 2025, 2509.05952) draws exactly as much noise as it takes out, as DDIM does.
+2505.05470, eq. 9; DanceGRPO, 2505.07818). A large step leaves pictures noisier than the ODE's, and Flow-GRPO's sigma
+does so near t = 1 however many steps there are, up to a tenth of the variance, which later steps take back. CPS
+(2509.05952) draws as much noise as it takes out, as DDIM does: the noise level is right after every step. But every
+step replaces the same share of it, so that it is meant for few steps, and keeps no marginals as they grow.
 
 - `flow_grpo`: sigma = a sqrt(t / (1 - t)), a = 0.7; at t = 1, where that is infinite, the denominator is of the next t.
 - `constant`: sigma = a (DanceGRPO), 0.3.
@@ -18,7 +20,7 @@ Where the public code differs: log-probabilities of CPS are the Gaussians' own (
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -38,13 +40,13 @@ class Flow(Sampler):
     """
 
     def __init__(self, scheduler: Scheduler, num_steps: int, level: float, sde: SDE, option: str):
-        if sde not in get_args(SDE):
-            raise UserError(f"policy.sde={sde} is none of {', '.join(get_args(SDE))}.")
         if sde == "cps" and level > 1:
             raise UserError(f"policy.eta={level}: policy.sde=cps takes out all noise at 1; give a number up to 1.")
         self.times, self.sde = flow_times(scheduler, num_steps, option), sde
         count = scheduler.config.num_train_timesteps
         super().__init__(self.times[:-1] * count, level, num_steps - 1, count)
+        if sde == "cps":  # as much as there is at the time after it, which is 0
+            self.silent = range(num_steps - 1, num_steps)
         if num_steps == 1:
             raise UserError("num_steps=1: the last step of flow matching draws no noise, so that it takes 2 at least.")
 

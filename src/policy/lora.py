@@ -32,3 +32,6 @@ def add_lora(network: Any, rank: int, alpha: int, targets: Sequence[str], attent
         network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=which, init_lora_weights="gaussian"))
     except ValueError as error:
         raise UserError(f"policy.lora_targets={which} cannot be adapted ({first_line(error)}); {own}") from error
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # whatever the frozen weights are in

@@ -29,6 +29,7 @@ class Sampler:
     def __init__(self, timesteps: Num[Tensor, " t"], level: float, noisy: int, count: int):
         self.timesteps, self.level, self.noisy, self.count = timesteps, level, noisy, count
         self.stochastic = range(noisy if level > 0 else 0)
+        self.silent = range(0)  # steps that cannot draw noise whatever the window
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -51,6 +52,10 @@ class Sampler:
             raise UserError(
                 f"policy.sde_steps={window}: give [first, end] with 0 <= first < end <= {len(self)}, the end left out, "
                 "or one number, how many."
+            )
+        if window[1] > len(self) - len(self.silent):
+            raise UserError(
+                f"policy.sde_steps={window}: the last step of this sampler can draw no noise; end before it."
             )
         self.stochastic = range(*window)
 

@@ -1,0 +1,222 @@
+"""Stable Diffusion XL and 3, tiny, as they are on the hub: conditioning, LoRA, memory, and a whole run on each."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
+from tests.conftest import ROOT, TINY, rows_of
+from tests.forked import run_forked
+from tests.released import TINY_VAE, write_rewards, write_sd3, write_sdxl
+
+SEEDS, PROMPTS = [1, 2], ["a cat", "two dogs"]
+GOLDEN = ROOT / "tests/golden"
+WRITERS = {"sdxl": write_sdxl, "sd3": write_sd3}
+ETA = {"sdxl": 1.0, "sd3": 0.7}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    hub = tmp_path_factory.mktemp("hub")
+    return {name: write(hub / name) for name, write in WRITERS.items()}
+
+
+def make_policy(folder: Path, eta: float = 1.0, **changes) -> DiffusionPolicy:
+    options = {"finetune": "lora", "num_steps": 4, "guidance": 5.0, "sampling_batch": 8}
+    return DiffusionPolicy(str(folder), eta=eta, **(options | changes))
+
+
+def moved(policy: DiffusionPolicy, scale: float = 0.5) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter += scale * torch.randn_like(parameter)
+    return policy
+
+
+def drawn_by_diffusers(folder: Path, policy: DiffusionPolicy, lora: Path | None = None, **load) -> torch.Tensor:
+    """The same prompts from the same noise by the plain pipeline, in deterministic steps; 256 tokens of a T5."""
+    plain = DiffusionPipeline.from_pretrained(folder, **load)
+    plain.set_progress_bar_config(disable=True)
+    if isinstance(plain, StableDiffusionXLPipeline):
+        plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config, clip_sample=False, set_alpha_to_one=False)
+    if lora is not None:
+        plain.load_lora_weights(lora)
+    side = policy.latent_shape[1] * 2
+    call = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "pt", "height": side, "width": side}
+    return plain(PROMPTS, latents=policy.noise(SEEDS)[:, 0], **call).images
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_it_draws_what_the_plain_pipeline_draws(name, folders):
+    policy = make_policy(folders[name])
+    with policy.sampling(eta=0.0):
+        images = policy.sample(PROMPTS, SEEDS).images
+    assert images.std() > 0.01
+    torch.testing.assert_close(images, drawn_by_diffusers(folders[name], policy), atol=1e-4, rtol=0)
+
+
+def test_an_empty_prompt_of_sdxl_has_states_of_zeros(folders, tmp_path):
+    """As base 1.0 has it; where the pipeline does not say so, those of the text encoders."""
+    told = make_policy(folders["sdxl"]).encode_prompts(["", "a cat"])
+    assert [table.shape[1:] for table in told.tables] == [(32, 40), (20,)]
+    assert all(table[0].eq(0).all() and table[1].ne(0).any() for table in told.tables)
+    plain = shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+    index = json.loads((plain / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": False}
+    (plain / "model_index.json").write_text(json.dumps(index))
+    assert all(table[0].ne(0).any() for table in make_policy(plain).encode_prompts([""]).tables)
+
+
+def test_a_t5_may_be_left_out(folders):
+    policy = make_policy(folders["sd3"], 0.7, t5=False)
+    assert not hasattr(policy, "text_encoder_3")
+    with policy.sampling(eta=0.0):
+        images = policy.sample(PROMPTS, SEEDS).images
+    expected = drawn_by_diffusers(folders["sd3"], policy, text_encoder_3=None, tokenizer_3=None)
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+    assert (images - drawn_by_diffusers(folders["sd3"], policy)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_lora_draws_the_same_picture_in_plain_diffusers(name, folders, tmp_path):
+    policy = make_policy(folders[name], ETA[name])
+    with policy.sampling(eta=0.0):
+        base = policy.sample(PROMPTS, SEEDS).images
+        images = moved(policy).sample(PROMPTS, SEEDS).images
+    assert (images - base).abs().max() > 0.01
+    saved = policy.save(tmp_path)
+    torch.testing.assert_close(images, drawn_by_diffusers(folders[name], policy, saved), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_pictures_may_have_another_size(name, folders):
+    policy = make_policy(folders[name], ETA[name], resolution=24)
+    with policy.sampling(eta=0.0):
+        images = policy.sample(PROMPTS, SEEDS).images
+    assert images.shape == (2, 3, 24, 24)
+    torch.testing.assert_close(images, drawn_by_diffusers(folders[name], policy), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_ratio_is_one_with_frozen_weights_in_half_precision(name, folders):
+    policy = make_policy(folders[name], ETA[name], frozen="bf16", encoders="bf16", gradient_checkpointing=True)
+    assert {p.dtype for p in policy.trainable()} == {torch.float32}
+    frozen = [p for p in policy.network.parameters() if not p.requires_grad]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout = policy.sample(PROMPTS, SEEDS)
+        for j in policy.sampler.stochastic:
+            t = policy.timesteps[j].expand(2)
+            new = policy.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t, rollout.conditioning)
+            assert torch.equal(new, rollout.log_probs[:, j])
+    new.sum().backward()
+    assert any(p.grad.abs().sum() > 0 for p in policy.trainable())
+
+
+def test_sdxls_decoder_stays_in_float32_unless_another_is_given(folders, tmp_path):
+    policy, latents = make_policy(folders["sdxl"]), torch.randn(1, 4, 8, 8)
+    exact = policy.decode(latents)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(policy.decode(latents), exact)
+    torch.manual_seed(1)
+    AutoencoderKL(latent_channels=4, scaling_factor=0.13025, force_upcast=False, **TINY_VAE).save_pretrained(tmp_path)
+    safe = make_policy(folders["sdxl"], vae=str(tmp_path))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(safe.decode(latents), exact)
+    with pytest.raises(UserError, match="no decoder of the pipeline's latents"):
+        make_policy(folders["sd3"], vae=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_text_encoders_are_dropped_and_prompts_read_from_disk(name, folders, tmp_path, monkeypatch):
+    plain = make_policy(folders[name]).encode_prompts(PROMPTS)
+    options = {"prompt_cache": str(tmp_path), "drop_text_encoders": True, "eta": ETA[name]}
+    first = make_policy(folders[name], **options)
+    assert not hasattr(first, "text_encoder")
+    told = first.encode_prompts(PROMPTS)
+    assert not hasattr(first, "text_encoder") and len(list(tmp_path.glob("*/*.safetensors"))) == 2
+    monkeypatch.setattr(DiffusionPolicy, "_load_encoders", lambda self: pytest.fail("an encoder was loaded"))
+    again = make_policy(folders[name], **options).encode_prompts(PROMPTS[::-1])
+    for a, b, c in zip(plain.rows(), told.rows(), again.rows(), strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c.flip(0))
+    with pytest.raises(pytest.fail.Exception):
+        make_policy(folders[name], **(options | {"encoders": "bf16"})).encode_prompts(PROMPTS)  # of another encoder
+
+
+CONFIGS = {"sdxl": (UNet2DConditionModel, "unet"), "sd3": (SD3Transformer2DModel, "transformer")}
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd35"])
+def test_names_and_shapes_of_the_real_network(name):
+    """Of the public configurations, without any weights."""
+    from benchmarks.weights import SD35, SDXL
+
+    if name == "sdxl":
+        with torch.device("meta"):
+            network = UNet2DConditionModel(**SDXL["unet"])
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        assert sum(p.numel() for p in network.parameters()) == 2_567_463_684
+        assert shapes["add_embedding.linear_1.weight"] == (1280, 2816)
+        assert shapes["mid_block.attentions.0.transformer_blocks.9.attn2.to_k.weight"] == (1280, 2048)
+        assert shapes["down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q.weight"] == (640, 640)
+        return
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**SD35["transformer"])
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert shapes["transformer_blocks.12.attn2.to_q.weight"] == (1536, 1536)
+    assert "transformer_blocks.13.attn2.to_q.weight" not in shapes
+    assert shapes["transformer_blocks.23.attn.add_k_proj.weight"] == (1536, 1536)
+    assert "transformer_blocks.23.attn.to_add_out.weight" not in shapes
+    assert shapes["context_embedder.weight"] == (1536, 4096)
+    assert shapes["pos_embed.pos_embed"] == (1, 384**2, 1536)
+    assert shapes["time_text_embed.text_embedder.linear_1.weight"] == (1536, 2048)
+
+
+@pytest.mark.parametrize(("suite", "name"), [("sdxl_single_gpu", "sdxl"), ("sd35_single_gpu", "sd3")])
+def test_the_suite_runs_on_released_files(suite, name, folders, tmp_path):
+    """An iteration of TDPO-R with a reset, evaluation and KL; saved, and gone on with."""
+    write_rewards(tmp_path)
+    reward = {
+        "hps": {"path": GOLDEN / "hps.pt", "tokenizer": tmp_path / "clip", "vision_head": 16, "text_head": 8},
+        "pickscore": {"path": tmp_path / "clip", "processor": tmp_path / "clip"},
+        "imagereward": {"path": tmp_path / "ImageReward", "tokenizer": tmp_path / "bert", "head_width": 16},
+        "aesthetic": {"path": tmp_path, "clip": tmp_path / "clip"},
+    }
+    paths = [
+        f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
+    ]
+    run = tmp_path / "run"
+    done = run_forked(
+        *TINY,
+        f"suite={suite}",
+        "iterations=1",
+        "reset.every=1",
+        f"run_dir={run}",
+        f"suite.base={folders[name]}",
+        f"suite.tower.path={tmp_path / 'clip'}",
+        "policy.resolution=null",
+        "policy.vae=null",
+        f"policy.prompt_cache={tmp_path / 'prompts'}",
+        *paths,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = rows_of(run, "evaluation")[-1]
+    assert all(f"eval/{name}/gain" in last for name in reward) and last["kl/trajectory"] > 0
+    (iteration,) = rows_of(run, "iteration")
+    assert iteration["reset/share"] > 0 and iteration["policy/ratio_mean"] == pytest.approx(1, abs=0.01)
+    assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    more = run_forked(f"resume={run}", "iterations=2")
+    assert more.returncode == 0, more.stderr[-2000:]
+    assert [row["iteration"] for row in rows_of(run, "iteration")] == [1, 2]
