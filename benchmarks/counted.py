@@ -117,8 +117,8 @@ def rollout_bytes(finetuner: RewardFinetuner, samples: int) -> int:
 
 
 def picture_side(policy: DiffusionPolicy) -> int:
-    """Pixels; every level of the VAE but the last halves it."""
-    return policy.latent_shape[1] * 2 ** (len(policy.vae.config.block_out_channels) - 1)
+    """Pixels."""
+    return policy.latent_shape[1] * policy.pipeline.factor
 
 
 def peak_bytes(models: list[nn.Module], phase: Callable[[], object], mixed: torch.dtype | None) -> int:

@@ -1,6 +1,7 @@
-"""Times the project's own iteration at the size of Stable Diffusion 1.4, from random weights: no hub, no network.
+"""Times the project's own iteration at the size of the released models, from random weights: no hub, no network.
 
 python -m benchmarks.sd14                        on a GPU; --samples 32 for a short run
+python -m benchmarks.sd14 --suite sd35           Stable Diffusion 3.5 medium, without its T5; or sdxl, *_single_gpu
 python -m benchmarks.sd14 --size tiny            anywhere, in seconds: does it run?
 python -m benchmarks.sd14 --estimate-memory      anywhere: the memory that a GPU needs, counted and not measured
 Further arguments are overrides, as of src.run: policy.compile=true microbatch=4. Every iteration ends with a reset.
@@ -39,6 +40,7 @@ from src.tasks.building import build, build_finetuner
 
 ROOT = Path(__file__).parent.parent
 TINY = ["num_steps=3", "samples_per_iteration=8", "algorithm.samples_per_update=4", "microbatch=2"]
+SUITES = [f"{name}{size}" for name in ("sd14", "sdxl", "sd35") for size in ("", "_single_gpu")]
 NO_GPU = "no GPU here: tiny size on the CPU, figures say nothing about a GPU"
 
 
@@ -54,7 +56,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--size", choices=("full", "tiny"), default="full", help="of the networks")
-    options.add_argument("--suite", choices=("sd14", "sd14_single_gpu"), default="sd14")
+    options.add_argument("--suite", choices=SUITES, default="sd14")
     options.add_argument("--iterations", type=int, default=1, help="timed, after one that is not")
     options.add_argument("--samples", type=int, help="images an iteration; the suite's own number is extrapolated to")
     options.add_argument("--estimate-memory", action="store_true", help="count bytes instead of running")
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     plain = ["+experiment=tdpo_r_hps", f"suite={args.suite}", "reset.every=1", *(TINY if args.size == "tiny" else [])]
     wanted = check(composed(plain))["samples_per_iteration"]
     with tempfile.TemporaryDirectory() as folder:
-        weights = write_weights(Path(folder), args.size)
+        weights = write_weights(Path(folder), args.size, args.suite)
         cfg = check(composed([*plain, *weights, *fewer(args.samples), *args.overrides]))
         if args.samples and args.samples % (2 * cfg["microbatch"]):
             raise UserError(
@@ -162,8 +164,7 @@ def figures(
 
 def rows_of(finetuner: RewardFinetuner, cfg: dict[str, Any]) -> int:
     """(sample, timestep) rows trained on in an iteration."""
-    algorithm = finetuner.algorithm
-    return cfg["samples_per_iteration"] * algorithm.trained_steps(cfg["num_steps"]) * algorithm.inner_epochs
+    return cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
 
 
 def share(finetuner: RewardFinetuner, seconds: dict[str, float], cfg: dict[str, Any]) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Suite:
     variant: str | None = None  # of its weight files, such as fp16
     feature_precision: str = "fp32"  # of what the critic sees: fp32, bf16, or auto
     feature_stride: int = 1  # of the steps that the critic sees: 2 for every second
-    lr: dict[str, dict[str, float]] = MISSING  # by what is fine-tuned, then by the algorithm's schedule
+    lr: dict[str, Any] = MISSING  # floats, by what is fine-tuned, then by the algorithm's schedule
     clip_range: float = 1e-4  # of the ratio pi_theta / pi_old, densities per latent dimension
     guard_clip_range: float = 4e-6  # GRPO-Guard's; goes with the root of the latent dimensions
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # with adapters

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks import sd14
 from benchmarks.counted import LiveBytes, flops_a_row, in_float32, peak_bytes
-from benchmarks.weights import TEXT, UNET, VAE, VIT_H, VIT_L
+from benchmarks.weights import SD35, SDXL, TEXT, TEXT_2, UNET, VAE, VIT_H, VIT_L
 from src.finetuner import PHASES
 from tests.conftest import ROOT
+from tests.forked import call_forked
 from tests.test_policy import make_policy
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -85,6 +86,24 @@ def test_memory_is_counted_by_the_suites_own_options():
     assert single["decoding"] < 0.7 * plain["decoding"]  # one picture at a time
 
 
+def time_and_count(suite: str) -> None:
+    asked = ["--size", "tiny", "--samples", "4", "--suite", suite, "microbatch=1"]
+    timed = sd14.run(sd14.parser().parse_args(asked))
+    counted = sd14.run(sd14.parser().parse_args([*asked, "--estimate-memory"]))
+    print(json.dumps(timed | counted))
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("suite", ["sdxl", "sd35"])
+def test_larger_models_are_timed_and_counted(suite):
+    done = call_forked(time_and_count, f"{suite}_single_gpu")
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    trained = 4 * (3 if suite == "sdxl" else 2)  # the flow's last step draws no noise
+    assert figures["trained_steps_per_second"] * figures["seconds_per_iteration"] == pytest.approx(trained)
+    assert min(figures["gib_counted_not_measured"].values()) > 0
+
+
 def test_bytes_alive_are_counted():
     x, w = torch.zeros(8, 8), torch.zeros(8, 8)
     size = x.nbytes
@@ -129,6 +148,9 @@ def test_full_size_has_the_parameters_of_the_published_models():
             123_060_480: CLIPTextModel(CLIPTextConfig(**TEXT)),
             986_109_441: CLIPModel(CLIPConfig(**VIT_H)),
             427_616_513: CLIPModel(CLIPConfig(**VIT_L)),
+            2_567_463_684: UNet2DConditionModel(**SDXL["unet"]),
+            694_659_840: CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2)),
+            2_243_171_520: SD3Transformer2DModel(**SD35["transformer"]),
         }
     for count, model in models.items():
         assert sum(parameter.numel() for parameter in model.parameters()) == count

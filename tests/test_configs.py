@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 50
+    assert len(GROUPS) == 55
     assert len(EXPERIMENTS) == 34
     assert len(SWEEPS) == 6
     assert len(PLUGINS) == 5
@@ -83,6 +83,25 @@ def test_every_experiment_at_the_papers_scale(path, suite):
     assert (algorithm["clip_range"], algorithm["timestep_weighting"]) == (1e-4, "uniform")
     assert resolved["optimizer"]["lr"] == (1e-4 if algorithm["schedule"] == "timestep" else 3e-4)
     check(composed(f"+experiment={path.stem}", f"suite={suite}", "+debug=tiny"))
+
+
+LARGER = {"sdxl": (30, 5.0), "sdxl_single_gpu": (30, 5.0), "sd35": (10, 4.5), "sd35_single_gpu": (10, 4.5)}
+
+
+@pytest.mark.parametrize("suite", LARGER)
+@pytest.mark.parametrize("experiment", ["tdpo_r_hps", "grpo", "draft", "nft", "best_of_n_hps"])
+def test_experiments_on_larger_models(suite, experiment):
+    resolved = check(composed(f"+experiment={experiment}", f"suite={suite}"))
+    assert (resolved["num_steps"], resolved["guidance"]) == LARGER[suite]
+    assert len(resolved["suite"]["revision"]) == 40 and resolved["trainer"]["precision"] == "bf16-mixed"
+    assert resolved["evaluation"]["num_steps"] == (28 if suite.startswith("sd35") else None)
+    assert resolved["policy"]["drop_text_encoders"] == suite.endswith("single_gpu")
+    check(composed(f"+experiment={experiment}", f"suite={suite}", "+debug=tiny", "policy.sde_steps=2"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_experiment_on_the_flow_model(path):
+    assert check(composed(f"+experiment={path.stem}", "suite=mini_flow"))["policy"]["path"].endswith("flow")
 
 
 def test_one_key_takes_the_weights_from_disk():

@@ -215,7 +215,7 @@ def test_the_suite_runs_on_released_files(suite, name, folders, tmp_path):
     last = rows_of(run, "evaluation")[-1]
     assert all(f"eval/{name}/gain" in last for name in reward) and last["kl/trajectory"] > 0
     (iteration,) = rows_of(run, "iteration")
-    assert iteration["reset/share"] > 0 and iteration["policy/ratio_mean"] == pytest.approx(1, abs=0.01)
+    assert iteration["reset/share"] > 0 and iteration["policy/ratio_mean"] == pytest.approx(1, abs=0.05)
     assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
     more = run_forked(f"resume={run}", "iterations=2")
     assert more.returncode == 0, more.stderr[-2000:]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ class DiffusionPolicy(LightningModule):
         if finetune == "full" and frozen != "fp32":
             raise UserError(f"policy.frozen={frozen}: policy.finetune=full trains all weights, in float32.")
         self.num_steps, self.eta, self.guidance, self.sampling_batch = num_steps, eta, guidance, sampling_batch
-        self.finetune, self.sde, self.sde_steps = finetune, sde, sde_steps
+        self.finetune, self.frozen, self.sde, self.sde_steps = finetune, frozen, sde, sde_steps
         self.annealing: float | None = None  # p of annealed importance guidance, where it is sampled with
         self._at_base = False
         source = Source(path, revision, variant, t5)
@@ -242,12 +242,18 @@ class DiffusionPolicy(LightningModule):
 
     def _guided(self, x_t: Latents, t: Times, told: Conditioning) -> Latents:
         if self.guidance == 1:
-            return self.pipeline.forward(self.network, x_t, t, told.rows()).float()
+            return self._output(x_t, t, told.rows())
         empty = self.encode_prompts([""]).rows()
         both = [torch.cat([none.expand_as(some), some]) for none, some in zip(empty, told.rows(), strict=True)]
-        output = self.pipeline.forward(self.network, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).float()
-        unconditional, conditional = output.chunk(2)
+        unconditional, conditional = self._output(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
+
+    def _output(self, x_t: Latents, t: Times, told: Sequence[Tensor]) -> Latents:
+        """The network's own, float32; frozen weights in half precision compute in it, whatever the trainer's is."""
+        half, device = DTYPES[self.frozen], x_t.device.type
+        own = half != torch.float32 and not torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype=half) if own else nullcontext():
+            return self.pipeline.forward(self.network, x_t, t, told).float()
 
     def step_distribution(self, x_t: Latents, t: Times, told: Conditioning) -> tuple[Latents, Std]:
         """Mean and standard deviation of p_theta(x_next | x_t, c)."""

@@ -80,11 +80,6 @@ def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
             f"samples_per_prompt={cfg['samples_per_prompt']}: {name} compares samples of one prompt, and there is "
             "nothing to compare with: choose samples_per_prompt=8, or 2 at least."
         )
-    if cfg["policy"].get("frozen", "fp32") != "fp32" and str(cfg["trainer"].get("precision")).startswith("32"):
-        raise UserError(
-            f"policy.frozen={cfg['policy']['frozen']}: half-precision weights compute under trainer.precision=bf16-mixed or "
-            "16-mixed: choose one, or policy.frozen=fp32."
-        )
     if algorithm.own_kl and chosen.needs_reference:
         raise UserError(
             f"regulariser: {name} has a KL of its own, {algorithm.own_kl}, and {regulariser} would add another: choose "
