@@ -28,6 +28,10 @@ class Conditioning:
         """Of these samples alone."""
         return replace(self, which=self.which[samples])
 
+    def split(self, size: int) -> list["Conditioning"]:
+        """So many samples at a time, as torch splits tensors."""
+        return [replace(self, which=part) for part in self.which.split(size)]
+
     def rows(self) -> list[Float[Tensor, "b ..."]]:
         """The tables, a row for each sample."""
         return [table[self.which] for table in self.tables]

@@ -18,6 +18,7 @@ from src.policy.loading import DTYPES, Source
 from src.policy.lora import add_lora
 from src.policy.prompts import PromptStates, identity_of
 from src.policy.sampler import Sampler, Times, refuse_level
+from src.progress import advance
 from src.types import Conditioning, Rollout
 
 
@@ -372,6 +373,7 @@ class DiffusionPolicy(LightningModule):
             part = slice(i, i + self.sampling_batch)
             noise = self.noise(seeds[part], starts[part] if starts else None)
             parts.append(self._sample_batch(told.of(part), noise, keep_predicted, keep_means))
+            advance("pictures", len(prompts[part]))
         latents, log_probs, images, predicted, means = (torch.cat(column) for column in zip(*parts, strict=True))
         kept = {"predicted": predicted if keep_predicted else None, "means": means if keep_means else None}
         return Rollout(prompts, seeds, latents, self.timesteps, log_probs, images, conditioning=told, **kept)
@@ -399,11 +401,15 @@ class DiffusionPolicy(LightningModule):
         """Pictures in [0, 1] from latents as the network sees them; differentiable where no pixel is clamped."""
         return (self.pipeline.decode(latents).float() / 2 + 0.5).clamp(0, 1)
 
-    def save(self, run_dir: Path) -> Path:
+    def save(self, run_dir: Path, averaged: Sequence[Tensor] | None = None) -> Path:
         """Writes lora/, in the format of `pipe.load_lora_weights`, or the network by its name; says where.
 
-        Raises UserError where there is no room.
+        `averaged` weights, in the order of `trainable`, are written likewise, below ema/. Raises UserError where there
+        is no room.
         """
+        if averaged is not None:
+            with self.holding(averaged):
+                self.save(run_dir / "ema")
         folder = run_dir / (self.network_name if self.finetune == "full" else "lora")
         try:
             if self.finetune == "full":

@@ -77,17 +77,17 @@ class CoDe(Control):
         self, policy: DiffusionPolicy, reward: Scorer, prompts: list[str], seeds: list[int], n: int
     ) -> Latents:
         names, noise = repeated(prompts, n), policy.noise(streams(seeds, n))
-        text, size, last = policy.encode_prompts(names), policy.sampling_batch, policy.num_steps - 1
+        told, size, last = policy.encode_prompts(names), policy.sampling_batch, policy.num_steps - 1
         x_t, output = noise[:, 0].clone(), None
         for k, t in enumerate(policy.timesteps.unsqueeze(1).expand(-1, len(names))):
-            output = in_batches(policy.predict, size, x_t, t, text) if output is None else output
+            output = in_batches(policy.predict, size, x_t, t, told) if output is None else output
             mean, std = policy.step_of(output, x_t, t)
             x_t, output, clean = mean + std * noise[:, k + 1], None, None
             if k == last:
                 clean = x_t
             elif (k + 1) % self.block_size == 0:  # the prediction serves the next step, too
                 now = policy.timesteps[k + 1].expand(len(names))
-                output = in_batches(policy.predict, size, x_t, now, text)
+                output = in_batches(policy.predict, size, x_t, now, told)
                 clean = policy.predicted_clean(output, x_t, now)
             if clean is not None:
                 kept = best(reward(in_batches(policy.decode, size, clean), names), n).repeat_interleave(n)

@@ -273,7 +273,7 @@ def repeated(prompts: Sequence[str], width: int) -> list[str]:
     return [prompt for prompt in prompts for _ in range(width)]
 
 
-def in_batches(function: Callable[..., Tensor], size: int, *rows: Tensor) -> Tensor:
+def in_batches(function: Callable[..., Tensor], size: int, *rows: Any) -> Tensor:
     """The function of rows, so many at a time."""
     return torch.cat([function(*part) for part in zip(*(table.split(size) for table in rows), strict=True)])
 

@@ -38,6 +38,7 @@ from src.tasks import control
 from src.tasks.control import Control, Latents, Scorer, Setting, counts, repeated, streams
 from src.tasks.members import numbers
 from src.tasks.outcome import Row
+from src.types import Conditioning
 
 TEMPERED = 0.87  # share of the steps after which lambda is 1 by default: gamma = 0.008 of the authors' 100 steps
 
@@ -110,18 +111,19 @@ class DAS(Control):
     ) -> tuple[Float[Tensor, "b p c h w"], Float[Tensor, "b p"]]:
         """x_0 of all particles, and their log-weights since they were last resampled."""
         names, noise = repeated(prompts, particles), policy.noise(streams(seeds, particles))
-        text, lambdas, scale = policy.encode_prompts(names), self.temperatures(policy.num_steps), alpha * reward.unit
+        told, lambdas, scale = policy.encode_prompts(names), self.temperatures(policy.num_steps), alpha * reward.unit
         x_t, before = noise[:, 0].clone(), torch.zeros(len(names), device=noise.device)
         log_w = torch.zeros(len(seeds), particles, device=noise.device)
         for i, t in enumerate(policy.timesteps.unsqueeze(1).expand(-1, len(names))):
-            output, value, gradient = look_ahead(policy, reward, scale, x_t, t, text, names)
+            output, value, gradient = look_ahead(policy, reward, scale, x_t, t, told, names)
             log_w += (lambdas[i] * value - before).view_as(log_w)
             parents, log_w = resampled(log_w, self.ess_threshold, [seed_of(s, i, RESAMPLING_STREAM) for s in seeds])
             x_t, output, value, gradient = (table[parents] for table in (x_t, output, value, gradient))
             mean, std = policy.step_of(output, x_t, t)
             z, shift = noise[:, i + 1], std**2 * (lambdas[i + 1] * gradient)
             x_t, before = mean + std * z + shift, lambdas[i] * value
-            log_w += log_ratio(z, shift / std).view_as(log_w)
+            moved = torch.where(std > 0, shift / std, 0.0)  # a step without noise is the base's
+            log_w += log_ratio(z, moved).view_as(log_w)
         final = torch.cat([reward(policy.decode(x), n) for x, n, *_ in parts_of(policy, x_t, names)]) / scale
         log_w += (final - before).view_as(log_w)
         return x_t.unflatten(0, (len(seeds), particles)), log_w
@@ -133,12 +135,12 @@ def look_ahead(
     scale: float,
     x_t: Latents,
     t: Tensor,
-    text: Tensor,
+    told: Conditioning,
     prompts: list[str],
 ) -> tuple[Latents, Float[Tensor, " b"], Latents]:
     """The network's output, v = r(predicted x_0) / scale, and the gradient of v with respect to x_t."""
     found = []
-    for x, names, step, states in parts_of(policy, x_t, prompts, t, text):
+    for x, names, step, states in parts_of(policy, x_t, prompts, t, told):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             output = policy.predict(x, step, states)
@@ -149,7 +151,7 @@ def look_ahead(
     return output, value, gradient
 
 
-def parts_of(policy: DiffusionPolicy, x_t: Latents, prompts: list[str], *others: Tensor) -> list[tuple[Any, ...]]:
+def parts_of(policy: DiffusionPolicy, x_t: Latents, prompts: list[str], *others: Any) -> list[tuple[Any, ...]]:
     """Rows of latents with their prompts and others, `sampling_batch` at a time."""
     size = policy.sampling_batch
     names = [prompts[i : i + size] for i in range(0, len(prompts), size)]
