@@ -16,7 +16,9 @@ from diffusers import (
 )
 
 from src.errors import UserError
+from src.policy.adoption import adopt
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.weights import recognise
 from tests.conftest import ROOT, TINY, rows_of
 from tests.forked import run_forked
 from tests.released import TINY_VAE, write_rewards, write_sd3, write_sdxl
@@ -98,6 +100,24 @@ def test_a_lora_draws_the_same_picture_in_plain_diffusers(name, folders, tmp_pat
     assert (images - base).abs().max() > 0.01
     saved = policy.save(tmp_path)
     torch.testing.assert_close(images, drawn_by_diffusers(folders[name], policy, saved), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_weights_of_others_are_taken_up(name, finetune, folders, tmp_path):
+    """What one policy has saved, another one computes with to the bit; half of the full weights lies half way."""
+    tuned, other = (make_policy(folders[name], ETA[name], finetune=finetune, lora_alpha=8) for _ in range(2))
+    moved(tuned, 0.1)
+    tuned.save(tmp_path)
+    base = other.sample(PROMPTS, SEEDS).images
+    adopt(other, recognise(str(tmp_path)), "the base")
+    images = tuned.sample(PROMPTS, SEEDS).images
+    assert torch.equal(other.sample(PROMPTS, SEEDS).images, images) and (images - base).abs().max() > 0.01
+    adopt(other, recognise(str(tmp_path)), "the base", scale=0.0)
+    torch.testing.assert_close(other.sample(PROMPTS, SEEDS).images, base, atol=1e-4, rtol=0)
+    against = make_policy(folders["sd3" if name == "sdxl" else "sdxl"], finetune=finetune)
+    with pytest.raises(UserError, match=r"suite\.base=|and the base has a UNet"):
+        adopt(against, recognise(str(tmp_path)), "the base")
 
 
 @pytest.mark.parametrize("name", WRITERS)

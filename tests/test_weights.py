@@ -233,7 +233,7 @@ def test_wrong_weights_are_told(lora, policies, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 40)
     assert "broken.safetensors cannot be read" in refused(policies, tmp_path / "broken.safetensors")
     (tmp_path / "sd3/transformer").mkdir(parents=True)
-    assert "these are weights of a transformer" in refused(policies, tmp_path / "sd3")
+    assert "there are no weights in that folder" in refused(policies, tmp_path / "sd3")
     (tmp_path / "empty").mkdir()
     assert "there are no weights in that folder" in refused(policies, tmp_path / "empty")
     assert "nothing lies there" in refused(policies, tmp_path / "nowhere")

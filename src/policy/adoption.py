@@ -50,7 +50,7 @@ def _remove_adapters(unet: Any) -> None:
 def _adopt_unet(policy: DiffusionPolicy, weights: Weights, base: str, scale: float) -> None:
     state, own = read_unet(weights), policy.base_network.state_dict()
     check_unet(state, own, weights, base)
-    parts = {part: getattr(policy, part).state_dict() for part in PARTS}
+    parts = {part: getattr(policy, part).state_dict() for part in PARTS if hasattr(policy, part)}
     check_parts(weights, parts, policy.sampler.prediction_type, base)
     with torch.no_grad():
         for name, value in policy.network.state_dict().items():

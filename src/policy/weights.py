@@ -1,8 +1,9 @@
 """Weights of others, recognised from the files alone: where they lie, what they are, and what they hold.
 
-Full weights: a `unet/` folder, a whole pipeline, a UNet's state dict in safetensors. LoRA: as diffusers and peft write
-it, as older diffusers did (`to_q_lora.down`), in kohya's format. Folder layouts: runs of ours, TRL's and ddpo-pytorch's
-checkpoints (LoRA file or `unet/` beside accelerate's state), flow_grpo's (`lora/`), those of diffusers' scripts.
+Full weights: a `unet/` or `transformer/` folder, a whole pipeline, a UNet's state dict in safetensors. LoRA: as
+diffusers and peft write it, as older diffusers did (`to_q_lora.down`), in kohya's format. Folder layouts: runs of ours,
+TRL's and ddpo-pytorch's checkpoints (LoRA file or `unet/` beside accelerate's state), flow_grpo's (`lora/`), those of
+diffusers' scripts.
 """
 
 import json
@@ -27,16 +28,18 @@ State = dict[str, Tensor]
 UNET = "diffusion_pytorch_model"
 LORA = "pytorch_lora_weights"
 ADAPTER = "adapter_model.safetensors"
-PARTS = ("text_encoder", "vae")  # of a pipeline, beside the UNet
+NETWORKS = ("unet", "transformer")  # of a pipeline
+PARTS = ("text_encoder", "vae")  # beside it
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_FILES = (
     *("model_index.json", "scheduler/*.json", "config.json", "adapter_config.json", ADAPTER, f"{LORA}.safetensors"),
-    *(f"{UNET}*.safetensors*", "unet/config.json", f"unet/{UNET}*.safetensors*", "lora/*"),
+    *(f"{UNET}*.safetensors*", "lora/*"),
+    *(f"{network}/{name}" for network in NETWORKS for name in ("config.json", f"{UNET}*.safetensors*")),
     *(f"{part}/{name}" for part in PARTS for name in ("config.json", "*.safetensors")),
 )
 FITTING = (
-    "give a run folder, a LoRA (safetensors of diffusers, peft or kohya), a unet/ folder, a pipeline folder or hub id, "
-    "or a UNet's state dict in safetensors"
+    "give a run folder, a LoRA (safetensors of diffusers, peft or kohya), a unet/ or transformer/ folder, a pipeline "
+    "folder or hub id, or a UNet's state dict in safetensors"
 )
 KOHYA, DIFFUSERS = "kohya's", "diffusers'"
 WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}  # of text states
@@ -94,11 +97,12 @@ def in_folder(path: str, folder: Path) -> Weights | None:
         if (folder / f"{LORA}{ending}").is_file():
             return Weights(path, "lora", folder / f"{LORA}{ending}", f"a LoRA in {form}")
     if (folder / "model_index.json").is_file():
-        unet = in_folder(path, folder / "unet")
-        return unet and Weights(path, "full", unet.file, "a pipeline", folder)
+        network = next(filter(None, (in_folder(path, folder / name) for name in NETWORKS)), None)
+        return network and Weights(path, "full", network.file, "a pipeline", folder)
     if list(folder.glob(f"{UNET}*.safetensors")):
-        return Weights(path, "full", folder, "a UNet's folder")
-    for inside in (folder / "unet", folder / "lora", *sorted((folder / "lora").glob("*/"))):
+        of = "a transformer's" if folder.name == "transformer" else "a UNet's"
+        return Weights(path, "full", folder, f"{of} folder")
+    for inside in (*(folder / network for network in NETWORKS), folder / "lora", *sorted((folder / "lora").glob("*/"))):
         found = in_folder(path, inside) if inside.is_dir() else None
         if found is not None:
             return found
@@ -141,9 +145,7 @@ def _why_none(place: Path) -> str:
     if place.is_file():
         return f"{place.name} holds neither a UNet nor a LoRA"
     if (place / "config.yaml").is_file():
-        return "that run has no weights yet (unet/, lora/ or best/)"
-    if (place / "transformer").is_dir():
-        return "these are weights of a transformer (Stable Diffusion 3, Flux), and policies are UNets"
+        return "that run has no weights yet (unet/, transformer/, lora/ or best/)"
     pickles = sorted(file for file in place.rglob("*") if file.suffix in PICKLES)
     known = [file for file in pickles if file.name.startswith((UNET, "adapter_model", "pytorch_model", "model"))]
     return _pickled(known[0]).split(";")[0] if known else "there are no weights in that folder"
@@ -217,7 +219,9 @@ def check_parts(weights: Weights, own: Mapping[str, Mapping[str, Tensor]], predi
     scheduler = weights.pipeline / "scheduler" / "scheduler_config.json"
     found = None
     if scheduler.is_file():
-        found = read_json(scheduler, weights.option).get("prediction_type", "epsilon")
+        config = read_json(scheduler, weights.option)
+        flow = str(config.get("_class_name")).startswith("FlowMatch")
+        found = "flow" if flow else config.get("prediction_type", "epsilon")
     if found not in (None, prediction_type):
         raise UserError(f"{weights.option}: its UNet predicts {found}, and that of the base {base} {prediction_type}.")
     for part, state in own.items():
@@ -254,29 +258,39 @@ ENDS = (  # of a key, by format: (pattern, which matrix)
     (r"(_lora)\.up\.weight", "up"),
     (r"\.alpha", "alpha"),
 )
-OTHERS = {  # signs in a key of what is no LoRA of a UNet alone
-    r"lora_te2|text_encoder_2": "it is of Stable Diffusion XL, and policies have one text encoder",
+OTHERS = {  # signs in a key of what is no LoRA of a network alone
     r"lora_te|text_encoder|te\d?[._]": (
         "it has parts for the text encoder, which an evaluation leaves as the base has it; save those of the UNet alone"
-    ),
-    r"transformer\.|lora_transformer_|.*(double|single|joint)_blocks|.*add_[kqv]_proj": (
-        "it is of a transformer (Stable Diffusion 3, Flux), and policies are UNets"
     ),
     r".*(hada_|lokr_|oft_|lora_mid)": "it is no plain LoRA (LoHa, LoKr, OFT); merge it into the UNet and give that",
     r".*(dora_scale|lora_magnitude_vector)": "it is a DoRA; merge it into the UNet and give that",
 }
 
 
+OF_ANOTHER = {  # likewise of what is none of a network with, or without, such modules
+    "add_embedding.": {r"lora_te2|text_encoder_2": "it is of Stable Diffusion XL, and the base has one text encoder"},
+    "transformer_blocks.": {
+        r"transformer\.|lora_transformer_|.*(double|single|joint)_blocks|.*add_[kqv]_proj": (
+            "it is of a transformer (Stable Diffusion 3, Flux), and the base has a UNet"
+        )
+    },
+}
+
+
 def read_lora(weights: Weights, modules: Mapping[str, Tensor], base: str) -> dict[str, Adapter]:
-    """Adapters by module of the UNet, float32, whatever the format.
+    """Adapters by module of the network, float32, whatever the format.
 
     Args:
-        modules: weights of the base's UNet by module.
+        modules: weights of the base's network by module.
 
     Raises UserError on one of another model, with more than matrices for these modules, or that is not whole.
     """
     state, settings = _tensors(weights.file, weights), _settings(weights)
-    for pattern, told in OTHERS.items():
+    signs = dict(OTHERS)
+    for start, others in OF_ANOTHER.items():
+        if not any(module.startswith(start) for module in modules):
+            signs = others | signs
+    for pattern, told in signs.items():
         if any(re.match(pattern, key) for key in state):
             raise UserError(f"{weights.option}: {weights.form}, and {told}.")
     flat = {name.replace(".", "_"): name for name in modules}
@@ -309,7 +323,7 @@ def _place(key: str, flat: Mapping[str, str]) -> tuple[str, str]:
         module = key[: end.start()]
         if module.startswith("lora_unet_"):
             return flat.get(module.removeprefix("lora_unet_"), module), which
-        module = module.removeprefix("base_model.model.").removeprefix("unet.")
+        module = re.sub(r"^(base_model\.model\.)?((unet|transformer)\.)?", "", module)
         if end.group(0).startswith("_lora"):
             module = module.replace(".processor.", ".") + (".0" if module.endswith("to_out") else "")
         return module, which
@@ -337,7 +351,7 @@ def _settings(weights: Weights) -> dict:
     if weights.file.suffix == ".safetensors":
         with safe_open(weights.file, "pt") as opened:
             noted = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        return {key.removeprefix("unet."): value for key, value in noted.items()}
+        return {re.sub(r"^(unet|transformer)\.", "", key): value for key, value in noted.items()}
     return {}
 
 

@@ -155,7 +155,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def weights_in(folder: Path) -> str:
     """What a message says of the weights that a run folder still holds, if there are any."""
-    kept = [name for name in ("best", "unet", "lora", "ema") if (folder / name).is_dir()]
+    kept = [name for name in ("best", "unet", "transformer", "lora", "ema") if (folder / name).is_dir()]
     return f"; weights are in {' and '.join(str(folder / name) for name in kept)}" if kept else ""
 
 
