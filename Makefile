@@ -1,7 +1,7 @@
 # Everything runs in .venv, which every target makes for itself.
 PYTHON ?= python3
 BIN := .venv/bin
-STAGES := vae clip clip_narrow matching unet classifier gold artifact
+STAGES := vae clip clip_narrow matching unet flow classifier gold artifact
 STAGE ?= $(STAGES)
 REWARD ?= hps pickscore imagereward aesthetic
 

@@ -1,4 +1,4 @@
-"""Writes the model card of the miniature base model: figures measured here and now, curves, a grid of samples."""
+"""Writes the model card of the miniature base models: figures measured here and now, curves, a grid of samples."""
 
 import argparse
 import csv
@@ -15,7 +15,7 @@ from src.prompts import SIMPLE_ANIMALS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("vae", "clip", "matching", "unet", "classifier", "gold")
+STAGES = ("vae", "clip", "matching", "unet", "flow", "classifier", "gold")
 
 
 def loss_curves(work_dir: Path, target: Path) -> None:
@@ -40,12 +40,15 @@ def main() -> None:
     folder = WEIGHTS / "card"
     folder.mkdir(exist_ok=True)
     loss_curves(args.work_dir, folder / "loss_curves.png")
-    prompts = list(SIMPLE_ANIMALS) * 2
-    images = sample(WEIGHTS / "base", prompts, steps=20, guidance=1.0)
-    picture_grid(images, prompts, columns=15, size=96).quantize(128).save(folder / "samples.png", optimize=True)
-    figures = {
-        f"{steps}_steps": evaluate(WEIGHTS / "base", args.data_dir, steps, guidance=1.0, each=10) for steps in (10, 20)
-    }
+    prompts, figures = list(SIMPLE_ANIMALS) * 2, {}
+    for base, name in (("base", ""), ("flow", "flow_")):
+        if not (WEIGHTS / base).is_dir():
+            continue  # not trained yet
+        images = sample(WEIGHTS / base, prompts, steps=20, guidance=1.0)
+        grid = picture_grid(images, prompts, columns=15, size=96)
+        grid.quantize(128).save(folder / f"{name}samples.png", optimize=True)
+        for steps in (10, 20):
+            figures[f"{name}{steps}_steps"] = evaluate(WEIGHTS / base, args.data_dir, steps, guidance=1.0, each=10)
     write_json(folder / "figures.json", figures)
     print(json.dumps(figures, indent=2))
 

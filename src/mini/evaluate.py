@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import ResNetForImageClassification
 
-from src.files import user_path
+from src.files import read_json, user_path
 from src.mini.data import EmojiData, augment, load_emoji, to_float
 from src.prompts import SIMPLE_ANIMALS
 
@@ -58,15 +58,23 @@ class Judge:
 def sample(
     folder: Path, prompts: list[str], steps: int, guidance: float, seed: int = 0, batch: int = 64
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures by plain diffusers: DDIM with eta 1."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    """Pictures by plain diffusers: DDIM with eta 1, or the flow's ODE."""
+    pipeline = load(folder)
     pipeline.set_progress_bar_config(disable=True)
+    own = {"eta": 1.0} if isinstance(pipeline, StableDiffusionPipeline) else {}
     parts = []
     for i in range(0, len(prompts), batch):
         rng = torch.Generator().manual_seed(seed + i)
-        call = {"num_inference_steps": steps, "guidance_scale": guidance, "eta": 1.0, "output_type": "pt"}
-        parts.append(pipeline(prompts[i : i + batch], generator=rng, **call).images.float())
+        call = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
+        parts.append(pipeline(prompts[i : i + batch], generator=rng, **call, **own).images.float())
     return torch.cat(parts)
+
+
+def load(folder: Path) -> DiffusionPipeline:
+    """As diffusers loads it; a Stable Diffusion 3 without a T5 must be told so."""
+    flow = read_json(folder / "model_index.json")["_class_name"] == StableDiffusion3Pipeline.__name__
+    without = {"text_encoder_3": None, "tokenizer_3": None} if flow else {}
+    return DiffusionPipeline.from_pretrained(folder, **without)
 
 
 def real(emoji: EmojiData, names: list[str], each: int, seed: int) -> Float[Tensor, "b 3 h w"]:
@@ -97,7 +105,7 @@ def evaluate(folder: Path, data_dir: Path, steps: int, guidance: float, each: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=WEIGHTS / "base", help="a StableDiffusionPipeline folder")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS / "base", help="a pipeline folder")
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
