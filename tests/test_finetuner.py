@@ -185,6 +185,25 @@ def test_a_fraction_of_the_timesteps_is_trained():
     assert [t.unique().item() for t in seen] == finetuner.policy.timesteps[:kept].tolist()  # the noisiest
 
 
+@pytest.mark.parametrize("window", [[1, 3], 2])
+def test_steps_without_noise_are_sampled_and_not_trained(window):
+    """MixGRPO's window, on DDIM: fixed, or at another place in each iteration."""
+    policy = make_policy(num_steps=4, sampling_batch=32, lora_rank=8, lora_targets=["conv1"], sde_steps=window)
+    finetuner, seen, rollouts = build(TDPO(1e-4, 0.2, 5.0), critic=new_critic(), policy=policy), [], []
+    predict, sample = policy.step_distribution, policy.sample
+    policy.step_distribution = lambda x_t, t, told: seen.append(t.unique().item()) or predict(x_t, t, told)
+    policy.sample = lambda *args: rollouts.append(sample(*args)) or rollouts[-1]
+    rows = fit(finetuner, 6)
+    windows = [tuple(seen[k : k + 2]) for k in range(0, len(seen), 2)]
+    pairs = {tuple(policy.timesteps[k : k + 2].tolist()) for k in range(3)}
+    assert len(windows) == 6 and set(windows) <= pairs
+    assert (set(windows) == {tuple(policy.timesteps[1:3].tolist())}) == (window == [1, 3])
+    assert all(row["policy/ratio_mean"] == 1 for row in rows)  # unmoved, at learning rate 0
+    trained = rollouts[-1].timesteps == torch.tensor(windows[-1])[:, None]
+    log_probs = rollouts[-1].log_probs
+    assert log_probs[:, ~trained.any(0)].eq(0).all() and log_probs[:, trained.any(0)].ne(0).all()
+
+
 def test_microbatches_do_not_change_the_update():
     whole, parts = build(DDPO(1e-4, 5.0), lr=1e-3), build(DDPO(1e-4, 5.0), lr=1e-3, microbatch=8)
     parts.policy.load_state_dict(whole.policy.state_dict())
