@@ -81,10 +81,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
 LOAD = """
 import sys
 from src.errors import UserError
-from src.policy.loading import load_pipeline
+from src.policy.loading import DTYPES, Source
 for path in sys.argv[1:]:
     try:
-        print(type(load_pipeline(path, None, None)).__name__)
+        source = Source(path, None, None)
+        source.parts(DTYPES["fp32"], None, None)
+        folder = source.fetch(source.encoders)
+        source.load("text_encoder", folder)
+        print(source.family.kind.__name__)
     except UserError as error:
         print(error)
 """

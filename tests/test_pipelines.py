@@ -166,7 +166,7 @@ def test_text_encoders_are_dropped_and_prompts_read_from_disk(name, folders, tmp
     first = make_policy(folders[name], **options)
     assert not hasattr(first, "text_encoder")
     told = first.encode_prompts(PROMPTS)
-    assert not hasattr(first, "text_encoder") and len(list(tmp_path.glob("*/*.safetensors"))) == 2
+    assert not hasattr(first, "text_encoder") and len(list(tmp_path.glob("*/*.safetensors"))) == 3  # "" too
     monkeypatch.setattr(DiffusionPolicy, "_load_encoders", lambda self: pytest.fail("an encoder was loaded"))
     again = make_policy(folders[name], **options).encode_prompts(PROMPTS[::-1])
     for a, b, c in zip(plain.rows(), told.rows(), again.rows(), strict=True):
@@ -175,7 +175,38 @@ def test_text_encoders_are_dropped_and_prompts_read_from_disk(name, folders, tmp
         make_policy(folders[name], **(options | {"encoders": "bf16"})).encode_prompts(PROMPTS)  # of another encoder
 
 
-CONFIGS = {"sdxl": (UNet2DConditionModel, "unet"), "sd3": (SD3Transformer2DModel, "transformer")}
+INDEX, UNET, TRANSFORMER = "model_index.json", "unet/config.json", "transformer/config.json"
+SCHEDULER, VAE, T5 = "scheduler/scheduler_config.json", "vae/config.json", "text_encoder_3/config.json"
+FLOW = "FlowMatchEulerDiscreteScheduler"
+BARE = ["transformers", "CLIPTextModel"]
+REFUSED = {
+    "a refiner": ("sdxl", UNET, {"projection_class_embeddings_input_dim": 20 + 5 * 8}, "takes 60 .*a refiner"),
+    "one text encoder's": ("sdxl", UNET, {"cross_attention_dim": 16}, "text states of width 16, and its text encoder"),
+    "SDXL for inpainting": ("sdxl", UNET, {"in_channels": 9}, "takes 9 channels and gives 4 .inpainting"),
+    "shifted latents": ("sdxl", VAE, {"latents_mean": [0.1] * 4}, "its VAE moves its latents"),
+    "flow for a UNet": ("sdxl", INDEX, {"scheduler": ["diffusers", FLOW]}, "has no noise sch"),
+    "DDIM for a flow": ("sd3", INDEX, {"scheduler": ["diffusers", "DDIMScheduler"]}, "is a DDIMScheduler; gi"),
+    "dynamic shift": ("sd3", SCHEDULER, {"use_dynamic_shifting": True}, "has use_dynamic_shifting, which"),
+    "no projection": ("sd3", INDEX, {"text_encoder": BARE}, "is a CLIPTextModel"),
+    "pooled states": ("sd3", TRANSFORMER, {"pooled_projection_dim": 64}, "reads 64 pooled numbers.* 32"),
+    "another T5": ("sd3", T5, {"d_model": 96}, "width 48, and its T5 gives 96"),
+    "wide CLIPs": ("sd3", TRANSFORMER, {"joint_attention_dim": 32}, "width 32, and its text encoders give 40"),
+    "an editor": ("sd3", TRANSFORMER, {"in_channels": 33}, "takes 33 channels and gives 16"),
+    "four latents": ("sd3", VAE, {"latent_channels": 4}, "denoises 16 channels and its VAE decodes 4"),
+    "a control net": ("sd3", INDEX, {"_class_name": "StableDiffusion3ControlNetPipeline"}, "it is a Stable"),
+    "FLUX": ("sd3", INDEX, {"_class_name": "FluxPipeline"}, "it is a FluxPipeline; give a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_a_policy_cannot_use_is_told_in_a_sentence(kind, folders, tmp_path):
+    name, file, changes, message = REFUSED[kind]
+    folder = shutil.copytree(folders[name], tmp_path / "changed")
+    content = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as told:
+        make_policy(folder)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 420
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd35"])

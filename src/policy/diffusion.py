@@ -189,6 +189,8 @@ class DiffusionPolicy(LightningModule):
         if drop:
             self._load_encoders()
         try:
+            if drop:
+                self._prompts([""], self.device)  # guidance will ask for it next
             return self._prompts(prompts, self.device)
         finally:
             if drop:
