@@ -219,6 +219,7 @@ def test_a_window_that_moves_is_a_function_of_its_seed(pipeline):
         ({"resolution": 17}, "resolution=17 must be a multiple of 4"),
         ({"resolution": 64}, "draws at most 48 pixels"),
         ({"t5_tokens": 600}, "t5_tokens=600 lies outside"),
+        ({"compile": True}, "names no blocks of a SD3Transformer2DModel"),
         ({"finetune": "full", "frozen": "bf16"}, "finetune=full trains all weights"),
     ],
 )

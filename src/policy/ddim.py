@@ -14,7 +14,7 @@ class DDIM(Sampler):
 
     def __init__(self, scheduler: Scheduler, num_steps: int, level: float, option: str):
         self.schedule = ddim_schedule(scheduler, num_steps, option)
-        super().__init__(self.schedule.timesteps, level, num_steps, len(self.schedule.before))
+        super().__init__(self.schedule.timesteps, level, len(self.schedule.before), num_steps, num_steps)
 
     @property
     def prediction_type(self) -> str:

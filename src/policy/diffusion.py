@@ -113,6 +113,8 @@ class DiffusionPolicy(LightningModule):
             self.network.enable_gradient_checkpointing()
         if vae_slicing:
             self.vae.enable_slicing()
+        if compile and not getattr(self.network, "_repeated_blocks", None):
+            raise UserError(f"policy.compile: diffusers names no blocks of a {type(self.network).__name__} to compile.")
         if compile:
             # Sampling and training become two programs. Unless both round wherever eager code does, the ratio of an
             # unmoved policy is off 1 in half precision, by more than the clip range.

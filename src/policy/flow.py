@@ -44,9 +44,8 @@ class Flow(Sampler):
             raise UserError(f"policy.eta={level}: policy.sde=cps takes out all noise at 1; give a number up to 1.")
         self.times, self.sde = flow_times(scheduler, num_steps, option), sde
         count = scheduler.config.num_train_timesteps
-        super().__init__(self.times[:-1] * count, level, num_steps - 1, count)
-        if sde == "cps":  # as much as there is at the time after it, which is 0
-            self.silent = range(num_steps - 1, num_steps)
+        able = num_steps - (sde == "cps")  # whose noise is a share of that at the time after the step, at last 0
+        super().__init__(self.times[:-1] * count, level, count, num_steps - 1, able)
         if num_steps == 1:
             raise UserError("num_steps=1: the last step of flow matching draws no noise, so that it takes 2 at least.")
 

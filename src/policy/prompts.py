@@ -39,7 +39,8 @@ class PromptStates:
             if prompt not in self.kept:
                 # by itself: in a batch its states would depend, in their last bits, on what else happened to be new
                 self.kept[prompt] = self._read(prompt, device) or self._computed(prompt)
-        tables = [torch.stack(column).to(device) for column in zip(*(self.kept[prompt] for prompt in distinct), strict=True)]
+        columns = zip(*(self.kept[prompt] for prompt in distinct), strict=True)
+        tables = [torch.stack(column).to(device) for column in columns]
         place = {prompt: k for k, prompt in enumerate(distinct)}
         which = torch.tensor([place[prompt] for prompt in prompts], device=tables[0].device)
         for prompt in distinct:

@@ -14,6 +14,7 @@ from src.policy.gaussian import Latents, PerSample, Std
 
 Times = Num[Tensor, " b"]
 Window = int | list[int] | None
+Scheduler = Any  # of diffusers
 
 
 class Sampler:
@@ -22,14 +23,14 @@ class Sampler:
     Args:
         timesteps: of a trajectory, descending, as the network is told them.
         level: how much noise the stochastic steps draw; 0 for none. What it means is the sampler's own affair.
-        noisy: how many steps, from the first on, can draw noise.
         count: T, how many timesteps the network was trained with.
+        noisy: how many steps, from the first on, draw noise where no window says otherwise.
+        able: how many can.
     """
 
-    def __init__(self, timesteps: Num[Tensor, " t"], level: float, noisy: int, count: int):
-        self.timesteps, self.level, self.noisy, self.count = timesteps, level, noisy, count
+    def __init__(self, timesteps: Num[Tensor, " t"], level: float, count: int, noisy: int, able: int):
+        self.timesteps, self.level, self.count, self.noisy, self.able = timesteps, level, count, noisy, able
         self.stochastic = range(noisy if level > 0 else 0)
-        self.silent = range(0)  # steps that cannot draw noise whatever the window
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -53,7 +54,7 @@ class Sampler:
                 f"policy.sde_steps={window}: give [first, end] with 0 <= first < end <= {len(self)}, the end left out, "
                 "or one number, how many."
             )
-        if window[1] > len(self) - len(self.silent):
+        if window[1] > self.able:
             raise UserError(
                 f"policy.sde_steps={window}: the last step of this sampler can draw no noise; end before it."
             )
@@ -112,6 +113,3 @@ def refuse_level(level: float) -> None:
     """Raises UserError on a level at which no step has a density."""
     if level <= 0:
         raise UserError(f"policy.eta={level}: a step has a log-probability only when eta is positive.")
-
-
-Scheduler = Any  # of diffusers
