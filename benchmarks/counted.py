@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.finetuner import RewardFinetuner
-from src.policy.ddim import gaussian_log_prob
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.gaussian import gaussian_log_prob
 from src.rewards.base import RewardModel
 from src.tasks.building import build_finetuner
 

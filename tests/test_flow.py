@@ -13,6 +13,7 @@ from src.policy.diffusion import DiffusionPolicy
 from src.policy.flow import Flow, flow_grpo_sigma
 from src.policy.gaussian import gaussian_kl, gaussian_log_prob
 from tests.released import write_sd3
+from tests.test_policy import log_probs
 
 KINDS = {"flow_grpo": 0.7, "constant": 0.3, "cps": 0.8}
 PROMPTS, SEEDS = ["a cat", "two dogs", "a zebra"], [1, 2, 3]
@@ -144,8 +145,7 @@ def test_the_ratio_of_an_unmoved_policy_is_exactly_one(sde, guidance, pipeline):
     rollout = policy.sample(PROMPTS, SEEDS)
     assert list(policy.sampler.stochastic) == [0, 1, 2]
     for j in policy.sampler.stochastic:
-        t = policy.timesteps[j].expand(3)
-        new = policy.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t, rollout.conditioning)
+        new = log_probs(policy, rollout, j)
         assert new.requires_grad and torch.equal((new - rollout.log_probs[:, j]).exp(), torch.ones(3))
 
 

@@ -22,6 +22,7 @@ from src.policy.weights import recognise
 from tests.conftest import ROOT, TINY, rows_of
 from tests.forked import run_forked
 from tests.released import TINY_VAE, write_rewards, write_sd3, write_sdxl
+from tests.test_policy import log_probs
 
 SEEDS, PROMPTS = [1, 2], ["a cat", "two dogs"]
 GOLDEN = ROOT / "tests/golden"
@@ -138,8 +139,7 @@ def test_the_ratio_is_one_with_frozen_weights_in_half_precision(name, folders):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rollout = policy.sample(PROMPTS, SEEDS)
         for j in policy.sampler.stochastic:
-            t = policy.timesteps[j].expand(2)
-            new = policy.log_prob(rollout.latents[:, j + 1], rollout.latents[:, j], t, rollout.conditioning)
+            new = log_probs(policy, rollout, j)
             assert torch.equal(new, rollout.log_probs[:, j])
     new.sum().backward()
     assert any(p.grad.abs().sum() > 0 for p in policy.trainable())

@@ -24,8 +24,8 @@ def make_policy(**changes) -> DiffusionPolicy:
 def log_probs(policy: DiffusionPolicy, rollout: Rollout, slot: int) -> torch.Tensor:
     """Of a step of every sample, as algorithms take them, with a gradient."""
     n = len(rollout)
-    credit, text = Credit(torch.zeros(n, len(rollout.timesteps))), policy.encode_prompts(rollout.prompts)
-    rows = Rows(rollout, credit, text, torch.arange(n), torch.full((n,), slot))
+    credit = Credit(torch.zeros(n, len(rollout.timesteps)))
+    rows = Rows(rollout, credit, torch.arange(n), torch.full((n,), slot))
     return step_and_log_prob(rows, policy)[1]
 
 

@@ -23,10 +23,11 @@ from src.types import Conditioning, Rollout
 
 
 class DiffusionPolicy(LightningModule):
-    """p_theta(x_next | x_t, c): samples trajectories, and gives the log-probability of any step of one.
+    """p_theta(x_next | x_t, c): samples trajectories, and gives the distribution of any step of one.
 
     Args:
-        path: folder or hub id of a diffusers pipeline with safetensors weights; `revision` of the latter.
+        path: folder or hub id of a diffusers pipeline with safetensors weights.
+        revision: commit of the hub's.
         variant: of the weight files, such as `fp16`.
         finetune: `lora` trains adapters on `lora_targets`, `full` the whole network.
         num_steps: of a trajectory.
@@ -34,7 +35,9 @@ class DiffusionPolicy(LightningModule):
             positive, or no step has a density.
         guidance: classifier-free guidance scale, in sampling and in training; at 1 the second forward is left out.
         sampling_batch: trajectories denoised at a time.
-        lora_targets: ends of modules' names, or one regular expression; null for the attention's.
+        lora_rank, lora_alpha: an adapter adds alpha / rank times the product of its two matrices.
+        lora_targets: ends of the names of the layers that get an adapter, or one regular expression; null for the
+            attention's.
         sde: of flow matching: `flow_grpo`, `constant` or `cps`; see src/policy/flow.py.
         sde_steps: the steps that draw noise, and are trained: [first, end], or so many in a row whose place changes
             from iteration to iteration (MixGRPO, 2507.21802); null for all.
@@ -45,8 +48,10 @@ class DiffusionPolicy(LightningModule):
         resolution: of pictures, in pixels; null for what the network was trained with.
         frozen: precision of the network's weights where they are not trained, `fp32`, `bf16` or `fp16`.
         encoders: likewise of the text encoders.
-        t5: whether a T5, which Stable Diffusion 3 can do without, is used; it reads `t5_tokens` tokens of a prompt.
-        vae: another decoder than the pipeline's, a folder or hub id, `vae_revision` of the latter.
+        t5: whether a T5, which Stable Diffusion 3 can do without, is used.
+        t5_tokens: of a prompt that it reads, or zeros in its place; diffusers' max_sequence_length.
+        vae: another decoder than the pipeline's, a folder or hub id.
+        vae_revision: commit of the hub's.
         prompt_cache: folder where prompts' states are kept; null for nowhere.
         drop_text_encoders: they are loaded when a prompt is new, and given up after it.
     """
@@ -283,10 +288,6 @@ class DiffusionPolicy(LightningModule):
     def output_gains(self, t: Times) -> PerSample:
         """|d mean / d output| of the steps from these timesteps: how far the network's output moves the next state."""
         return self.sampler.gains(t)
-
-    def log_prob(self, x_next: Latents, x_t: Latents, t: Times, told: Conditioning) -> PerSample:
-        """log p_theta(x_next | x_t, c), averaged over latent dimensions; differentiable in theta."""
-        return gaussian_log_prob(x_next, *self.step_distribution(x_t, t, told))
 
     # -------------------------------------------------------------------------------------------------- other weights
 

@@ -88,7 +88,9 @@ class Source:
                 projects = family is not StableDiffusion and part in projected
                 refused = found.endswith("WithProjection") != projects
             if refused:
-                raise UserError(f"{self.option}: its {part} is a {found}; give {WANTED}.")
+                raise UserError(
+                    f"{self.option}: its {part} is a {found}, which the policy does not take; give {WANTED}."
+                )
 
     def _tokenizer(self, name: str, folder: Path) -> Any:
         tokenizer = load_tokenizer(self.classes[name], folder / name, "policy.path")

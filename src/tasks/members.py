@@ -66,7 +66,8 @@ def paths_of(given: Any) -> list[str]:
         return found
     folder = user_path(given)
     numbered = sorted(str(child) for child in folder.glob("checkpoint[-_]*") if child.name[11:].isdigit())
-    holds_more = any(any(folder.glob(name)) for name in ("*.safetensors", "config.yaml", "model_index.json", "unet", "transformer"))
+    signs = ("*.safetensors", "config.yaml", "model_index.json", "unet", "transformer")
+    holds_more = any(any(folder.glob(name)) for name in signs)
     return numbered if numbered and not holds_more else [given]
 
 
