@@ -19,6 +19,7 @@ from src.policy.lora import add_lora
 from src.policy.prompts import PromptStates, identity_of
 from src.policy.sampler import Sampler, Times, refuse_level
 from src.progress import advance
+from src.runs.resuming import how_to_go_on
 from src.types import Conditioning, Rollout
 
 
@@ -422,5 +423,5 @@ class DiffusionPolicy(LightningModule):
             else:
                 self.pipeline.save_lora(self.network, folder)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder} could not be written ({error}): make room, then resume.") from error
+            raise UserError(f"{folder} could not be written ({error}): make room, then {how_to_go_on()}.") from error
         return folder
