@@ -11,12 +11,16 @@ import torch
 from diffusers import DDIMScheduler
 from lightning import LightningModule
 
+from src.policy.ddim import DDIM
 from src.policy.diffusion import DiffusionPolicy
-from src.policy.schedule import ddim_schedule
 from src.rewards.base import RewardModel
 from src.types import Conditioning, Credit, Rollout, Rows
 
 ZOOM = 1e-3  # of pictures about grey, so that they stay within [0, 1]
+
+
+def no_text(prompts) -> Conditioning:
+    return Conditioning([torch.zeros(1, 1, 1)], torch.zeros(len(prompts), dtype=torch.long))
 
 
 class Bandit(DiffusionPolicy):
@@ -33,7 +37,7 @@ class Bandit(DiffusionPolicy):
         return [self.theta]
 
     def encode_prompts(self, prompts):
-        return Conditioning([torch.zeros(1, 1, 1)], torch.zeros(len(prompts), dtype=torch.long))
+        return no_text(prompts)
 
     def predict(self, x_t, t, text):
         return self.theta.expand(len(x_t), *self.theta.shape)
@@ -98,13 +102,13 @@ class GaussianChain(DiffusionPolicy):
     def __init__(self, num_steps=4, spread=0.25):
         LightningModule.__init__(self)
         self.num_steps, self.eta, self.spread = num_steps, 1.0, spread
-        self.schedule = ddim_schedule(DDIMScheduler(), num_steps, "the toy")
+        self.sampler = DDIM(DDIMScheduler(), num_steps, self.eta, "the toy")
 
     def encode_prompts(self, prompts):
-        return torch.zeros(len(prompts), 1, 1)
+        return no_text(prompts)
 
     def predict(self, x_t, t, text):
-        alpha_bar = self.schedule.alpha_bars(t)[0].view(-1, 1, 1, 1)
+        alpha_bar = self.sampler.schedule.alpha_bars(t)[0].view(-1, 1, 1, 1)
         return (1 - alpha_bar).sqrt() * x_t / (alpha_bar * self.spread + 1 - alpha_bar)
 
     def decode(self, latents):
@@ -115,7 +119,7 @@ class GaussianChain(DiffusionPolicy):
         """Of x_0 as the chain draws it, which with few steps is not `spread`."""
         variance, one = torch.tensor(1.0), torch.ones(1, *self.latent_shape)
         for t in self.timesteps:
-            gain, std = self.step_distribution(one, t[None], torch.zeros(1, 1, 1))
+            gain, std = self.step_distribution(one, t[None], self.encode_prompts([""]))
             variance = gain.flatten()[0] ** 2 * variance + std.flatten()[0] ** 2
         return variance.item()
 

@@ -145,7 +145,7 @@ def test_weights_equal_the_densities_written_out():
     x_0, log_w = DAS(3, 2.0, ess_threshold=0.0).particles_of(policy, linear(), ["x"], [1], 3, 2.0)
     noise = policy.noise(streams([1], 3))
     x_1 = noise[:, 0]
-    alpha_bar = policy.schedule.alpha_bars(policy.timesteps)[0]
+    alpha_bar = policy.sampler.schedule.alpha_bars(policy.timesteps)[0]
     slope = (
         1 - (1 - alpha_bar) / (alpha_bar * policy.spread + 1 - alpha_bar)
     ) / alpha_bar.sqrt()  # predicted x_0 / x_1
