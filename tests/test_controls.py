@@ -149,7 +149,7 @@ def test_weights_equal_the_densities_written_out():
     slope = (
         1 - (1 - alpha_bar) / (alpha_bar * policy.spread + 1 - alpha_bar)
     ) / alpha_bar.sqrt()  # predicted x_0 / x_1
-    gain, std = policy.step_distribution(torch.ones(1, 3, 1, 1), policy.timesteps, torch.zeros(1, 1, 1))
+    gain, std = policy.step_distribution(torch.ones(1, 3, 1, 1), policy.timesteps, policy.encode_prompts(["x"]))
     push = std.item() * slope * G / 2  # sigma grad v, lambda_1 = 1
     expected = gain[0] * x_1 + std.item() * (noise[:, 1] + push)
     torch.testing.assert_close(x_0[0], expected, atol=1e-4, rtol=1e-4)
