@@ -259,6 +259,8 @@ def test_the_suite_runs_on_released_files(suite, name, folders, tmp_path):
         f"suite.tower.path={tmp_path / 'clip'}",
         "policy.resolution=null",
         "policy.vae=null",
+        "policy.t5_tokens=8",
+        "evaluation.num_steps=3",
         f"policy.prompt_cache={tmp_path / 'prompts'}",
         *paths,
     )
