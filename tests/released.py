@@ -216,6 +216,24 @@ def write_rewards(folder: Path) -> Path:
     return folder
 
 
+FOUR_REWARDS = ("hps", "pickscore", "imagereward", "aesthetic")
+
+
+def reward_overrides(folder: Path, hps: Path) -> list[str]:
+    """So that a suite takes its four rewards and its tower from what `write_rewards` wrote, and this file."""
+    clip, image_reward = folder / "clip", folder / "ImageReward"
+    reward = {
+        "hps": {"path": hps, "tokenizer": clip, "vision_head": 16, "text_head": 8},
+        "pickscore": {"path": clip, "processor": clip},
+        "imagereward": {"path": image_reward, "tokenizer": folder / "bert", "head_width": 16},
+        "aesthetic": {"path": folder, "clip": clip},
+    }
+    own = [
+        f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
+    ]
+    return [*own, f"suite.tower.path={clip}"]
+
+
 TINY_UNET = {
     "sample_size": 8,
     "block_out_channels": (8, 16),

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 
 from tests.conftest import LONGER, composed
 from tests.forked import run_forked
+from tests.released import FOUR_REWARDS
 from tests.test_policy import make_policy
 from tests.test_resume import final_state, same, timeless
 
-REWARDS = ("hps", "pickscore", "imagereward", "aesthetic")
 HISTORIES = ([["cat"], ["dog", "a spotted horse", "cow"]], [["cow", "dog", "cat", "a spotted horse"]])
 
 
@@ -28,7 +28,7 @@ def embedded_after(model, history: list[list[str]]) -> torch.Tensor:
     return model(["cat", "dog", "a spotted horse", "cow"])
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", FOUR_REWARDS)
 def test_a_score_is_the_same_bits_whatever_prompts_came_before(name, pictures):
     config = composed().suite.rewards[name]
     scores = []
@@ -89,7 +89,7 @@ def test_resumed_at_every_iteration_equals_uninterrupted(finished, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 100])
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", FOUR_REWARDS)
 def test_resumed_at_every_iteration_with_every_reward(name, every, tmp_path):
     options = [f"train_reward={name}", f"evaluation.every={every}"]
     done = run_forked(*LONGER, *options, f"run_dir={tmp_path / 'whole'}")

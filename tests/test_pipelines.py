@@ -21,7 +21,7 @@ from src.policy.diffusion import DiffusionPolicy
 from src.policy.weights import recognise
 from tests.conftest import ROOT, TINY, rows_of
 from tests.forked import run_forked
-from tests.released import TINY_VAE, write_rewards, write_sd3, write_sdxl
+from tests.released import FOUR_REWARDS, TINY_VAE, reward_overrides, write_rewards, write_sd3, write_sdxl
 from tests.test_policy import log_probs
 
 SEEDS, PROMPTS = [1, 2], ["a cat", "two dogs"]
@@ -239,15 +239,6 @@ def test_names_and_shapes_of_the_real_network(name):
 def test_the_suite_runs_on_released_files(suite, name, folders, tmp_path):
     """An iteration of TDPO-R with a reset, evaluation and KL; saved, and gone on with."""
     write_rewards(tmp_path)
-    reward = {
-        "hps": {"path": GOLDEN / "hps.pt", "tokenizer": tmp_path / "clip", "vision_head": 16, "text_head": 8},
-        "pickscore": {"path": tmp_path / "clip", "processor": tmp_path / "clip"},
-        "imagereward": {"path": tmp_path / "ImageReward", "tokenizer": tmp_path / "bert", "head_width": 16},
-        "aesthetic": {"path": tmp_path, "clip": tmp_path / "clip"},
-    }
-    paths = [
-        f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
-    ]
     run = tmp_path / "run"
     done = run_forked(
         *TINY,
@@ -256,17 +247,16 @@ def test_the_suite_runs_on_released_files(suite, name, folders, tmp_path):
         "reset.every=1",
         f"run_dir={run}",
         f"suite.base={folders[name]}",
-        f"suite.tower.path={tmp_path / 'clip'}",
         "policy.resolution=null",
         "policy.vae=null",
         "policy.t5_tokens=8",
         "evaluation.num_steps=3",
         f"policy.prompt_cache={tmp_path / 'prompts'}",
-        *paths,
+        *reward_overrides(tmp_path, GOLDEN / "hps.pt"),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     last = rows_of(run, "evaluation")[-1]
-    assert all(f"eval/{name}/gain" in last for name in reward) and last["kl/trajectory"] > 0
+    assert all(f"eval/{name}/gain" in last for name in FOUR_REWARDS) and last["kl/trajectory"] > 0
     (iteration,) = rows_of(run, "iteration")
     assert iteration["reset/share"] > 0 and iteration["policy/ratio_mean"] == pytest.approx(1, abs=0.05)
     assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()

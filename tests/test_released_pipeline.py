@@ -12,7 +12,7 @@ from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
 from tests.conftest import ROOT, TINY, rows_of
 from tests.forked import run_forked
-from tests.released import write_rewards, write_stable_diffusion
+from tests.released import FOUR_REWARDS, reward_overrides, write_rewards, write_stable_diffusion
 
 GOLDEN = ROOT / "tests/golden"
 SEEDS, PROMPTS = [1, 2], ["a cat", "two dogs"]
@@ -95,15 +95,6 @@ def test_lora_draws_the_same_picture_in_plain_diffusers(pipeline, tmp_path):
 def test_the_papers_suite_runs_on_released_files(pipeline, tmp_path):
     """Every reward, the shared tower, and an iteration of TDPO-R, from files as the hub has them."""
     write_rewards(tmp_path)
-    reward = {
-        "hps": {"path": GOLDEN / "hps.pt", "tokenizer": tmp_path / "clip", "vision_head": 16, "text_head": 8},
-        "pickscore": {"path": tmp_path / "clip", "processor": tmp_path / "clip"},
-        "imagereward": {"path": tmp_path / "ImageReward", "tokenizer": tmp_path / "bert", "head_width": 16},
-        "aesthetic": {"path": tmp_path, "clip": tmp_path / "clip"},
-    }
-    paths = [
-        f"++suite.rewards.{name}.{key}={value}" for name, options in reward.items() for key, value in options.items()
-    ]
     done = run_forked(
         *TINY,
         "suite=sd14",
@@ -111,10 +102,9 @@ def test_the_papers_suite_runs_on_released_files(pipeline, tmp_path):
         "reset.every=1",
         f"run_dir={tmp_path / 'run'}",
         f"suite.base={pipeline}",
-        f"suite.tower.path={tmp_path / 'clip'}",
-        *paths,
+        *reward_overrides(tmp_path, GOLDEN / "hps.pt"),
     )
     assert done.returncode == 0, done.stderr[-2000:]
     last = rows_of(tmp_path / "run", "evaluation")[-1]
-    assert all(f"eval/{name}/gain" in last for name in reward)
+    assert all(f"eval/{name}/gain" in last for name in FOUR_REWARDS)
     assert (tmp_path / "run" / "lora").is_dir()
