@@ -23,8 +23,7 @@ test: setup
 check: setup
 	$(BIN)/ruff check src tests docs hydra_plugins experiments benchmarks
 	$(BIN)/ruff format --check src tests docs hydra_plugins experiments benchmarks
-	$(BIN)/mypy src/finetuner.py src/algorithms src/resets src/policy src/critic src/rewards src/normalise.py src/config.py \
-	  src/hub.py src/ranks.py src/files.py src/overrides.py src/errors.py
+	$(BIN)/mypy
 
 docs: setup  ## the pages of docs/ as a site, in site/
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"

@@ -36,7 +36,7 @@ PLUGINS = ("hydra/launcher", "hydra/sweeper")
 BY_MODULE = ("algorithm", "regulariser", "reset")  # a file each
 OPTION = ("option", "default", "takes", "meaning")
 API = {
-    "core": ("Vocabulary and iteration", ["types", "finetuner", "normalise", "seeding", "prompts", "config", "errors"]),
+    "core": ("Vocabulary and iteration", ["types", "finetuner", "learner", "normalise", "seeding", "prompts", "config", "errors"]),
     "policy": ("Policy", ["policy/*"]),
     "rewards": ("Rewards", ["rewards/*"]),
     "algorithms": ("Algorithms", ["algorithms/*"]),
@@ -225,7 +225,7 @@ def option_rows(group: str, name: str, node: Mapping[str, Any]) -> list[Row]:
     target = get_object(node["_target_"])
     parameters, meanings = options_of(target)[0], arguments_of(target)
     comments = comments_in(CONF / group / f"{name}.yaml")
-    rows = []
+    rows: list[Row] = []
     for key, value in node.items():
         if not key.startswith("_"):
             own = key in parameters and target.__module__.startswith(("src.", "hydra_plugins."))
@@ -292,7 +292,8 @@ def comments_of_fields(schema: type) -> dict[str, str]:
 
 
 def default_of(schema: type, key: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.structured(schema)).get(key)  # type: ignore[union-attr]
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(schema))
+    return defaults.get(key)
 
 
 def first_paragraph(target: Any, by_module: bool) -> str:

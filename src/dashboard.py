@@ -26,7 +26,7 @@ try:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 except ImportError:  # an extra
-    ws = None
+    ws = None  # type: ignore[assignment]
 
 CONF = str(Path(__file__).parents[1] / "conf")
 X = "reward_queries"

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from src.algorithms.base import Algorithm
 from src.critic.base import Critic
 from src.errors import BASE_IS_BROKEN, LOWER_RATE, TrainingError, UserError, first_line, reward_is_broken
-from src.metrics.glossary import lookup
+from src.learner import Learner
 from src.metrics.training import UpdateTally, critic_metrics, reward_metrics
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
@@ -32,7 +31,7 @@ from src.types import Credit, Metrics, Rollout, Row, Rows
 PHASES = ("sampling", "rewards", "critic_features", "reference", "update", "reset")
 
 
-class RewardFinetuner(LightningModule):
+class RewardFinetuner(Learner):
     """Fine-tunes a diffusion policy on a reward, by any algorithm, with any regulariser, critic and reset strategy.
 
     Args:
@@ -96,7 +95,6 @@ class RewardFinetuner(LightningModule):
 
     @property
     def averaged(self) -> list[Tensor] | None:
-        """Trained parameters of the policy, averaged, where the regulariser keeps such."""
         return self.regulariser.averaged
 
     @property
@@ -341,21 +339,14 @@ class RewardFinetuner(LightningModule):
 
     # ------------------------------------------------------------------------------------------- logging and life
 
-    def record(self, kind: str, metrics: Metrics) -> Row:
-        """Sends one row to every logger and returns it; the x-axis of all curves is `reward_queries`."""
-        row: Row = {
+    def heading(self, kind: str) -> Row:
+        return {
             "iteration": self.iteration,
             "reward_queries": self.reward_queries,
             "reward_gradients": self.reward_gradients,
             "optimizer_steps": self.optimizer_steps,
             "seconds": round(sum(self.phase_seconds.values()), 3),
         }
-        row |= metrics
-        for key in row:
-            lookup(key)  # nothing is logged that the glossary does not explain
-        for logger in self.loggers:
-            logger.log_metrics({"kind": kind} | row, step=self.iteration)  # type: ignore[arg-type]
-        return row
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:

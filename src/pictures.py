@@ -193,8 +193,8 @@ def _by_name(
 ) -> tuple[list[Picture], list[BadPicture]]:
     """In the order of the pictures; a table may name them from the root, by their folder, or by the file alone."""
     given: dict[str, list[str | None]] = {}
-    for name, prompt in prompts:
-        given.setdefault(os.path.normpath(name), []).append(prompt)
+    for written, prompt in prompts:
+        given.setdefault(os.path.normpath(written), []).append(prompt)
     alone = Counter(Path(picture.name).name for picture in pictures)
     matched, faults, used = [], [], set()
     for picture in pictures:

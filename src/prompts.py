@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from src.errors import UserError
 from src.files import read_json, read_text, user_path
 from src.hub import fetch_file
+from src.learner import Learner
 from src.rewards.base import RewardModel
 from src.seeding import PROMPT_STREAM, generator_of
 
@@ -201,5 +202,6 @@ class PromptData(LightningDataModule):
         self.batches = PromptBatches(prompts, samples, samples_per_prompt, seed)
 
     def train_dataloader(self) -> DataLoader:
-        self.batches.start = self.trainer.lightning_module.iteration  # type: ignore[union-attr]
+        assert self.trainer is not None and isinstance(self.trainer.lightning_module, Learner)
+        self.batches.start = self.trainer.lightning_module.iteration
         return DataLoader(self.batches, batch_size=None)

@@ -9,8 +9,14 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
+
+
+def process_rank() -> int:
+    """Of this process among all, before there is a trainer to ask: what the environment says, else 0."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 class Ranks:

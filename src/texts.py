@@ -11,9 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 class Reader(Protocol):
     """A policy, or a reward model."""
 
-    max_tokens: int | None
+    @property
+    def max_tokens(self) -> int | None:
+        """Of a prompt that it reads; null for no end."""
+        ...
 
-    def too_long(self, prompts: Sequence[str]) -> list[str]: ...
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts whose end it does not see."""
+        ...
 
 
 def longer_than(max_tokens: int, tokenizer: Any, prompts: Sequence[str]) -> list[str]:

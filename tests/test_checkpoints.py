@@ -1,10 +1,11 @@
 """What a checkpoint that cannot be written is told as."""
 
 import pytest
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from src.callbacks.checkpoints import Checkpoints
 from src.errors import UserError
+from src.learner import Learner
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_a_full_disk_is_told_and_a_bug_is_not_hidden(tmp_path, error, told):
         path.write_text("half a file")
         raise error
 
-    module = LightningModule()
+    module = Learner()
     module.iteration = 1
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.save_checkpoint = fails

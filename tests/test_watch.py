@@ -10,6 +10,7 @@ import pytest
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
+from src.learner import Learner
 from src.metrics.watching import alarm_index, kept_index, signal_of
 
 ROW = {
@@ -78,10 +79,8 @@ def test_alarms_by_hand(signals, patience, expected):
     assert alarm_index(signals, margin=0.1, patience=patience) == expected
 
 
-class Module(lightning.LightningModule):
+class Module(Learner):
     """What the watch asks of a finetuner."""
-
-    averaged = None
 
     def __init__(self):
         super().__init__()

@@ -24,6 +24,10 @@ PATIENCE = GRACE + 5  # s that jobs which are told to stop have for it
 class JobLauncher(Launcher):
     """What our launchers have in common. A job whose process dies costs no other one anything."""
 
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -24,13 +25,24 @@ class OptunaSweeper(Sweeper):
 
     Args:
         n_trials: in all.
-        direction: `maximize` or `minimize`.
+        direction: whether the highest value is best or the lowest.
         n_jobs: trials that are asked for, and launched, at a time.
         seed: of the sampler; the same command proposes the same trials as long as they return the same.
         params: key -> value or sweep in Hydra's syntax; the command line's win.
     """
 
-    def __init__(self, n_trials: int, n_jobs: int, direction: str, seed: int, params: DictConfig | None):
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int,
+        direction: Literal["maximize", "minimize"],
+        seed: int,
+        params: DictConfig | None,
+    ):
         self.n_trials, self.n_jobs, self.direction, self.seed = n_trials, n_jobs, direction, seed
         if direction not in ("maximize", "minimize"):
             raise UserError(f"hydra.sweeper.direction={direction} must be maximize or minimize.")
@@ -91,9 +103,10 @@ class OptunaSweeper(Sweeper):
         if not finished:
             return
         best = study.best_trial
-        found = {"params": {key: written(value) for key, value in best.params.items()}, "value": best.value}
-        OmegaConf.save(OmegaConf.create(found), Path(self.config.hydra.sweep.dir) / "best.yaml")
-        chosen = " ".join(f"{key}={value}" for key, value in found["params"].items())
+        params = {key: written(value) for key, value in best.params.items()}
+        found = OmegaConf.create({"params": params, "value": best.value})
+        OmegaConf.save(found, Path(self.config.hydra.sweep.dir) / "best.yaml")
+        chosen = " ".join(f"{key}={value}" for key, value in params.items())
         print(f"best of {len(finished)} trials: {chosen} ({best.value:+.3f})")
 
 
@@ -106,9 +119,12 @@ def distribution_of(override: Override) -> "BaseDistribution":
         whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
         kind: Any = IntDistribution if whole else FloatDistribution
         return kind(sweep.start, sweep.end, log="log" in sweep.tags)
-    if isinstance(sweep, RangeSweep) and all(isinstance(end, int) for end in (sweep.start, sweep.stop, sweep.step)):
-        return IntDistribution(sweep.start, sweep.stop - 1, step=sweep.step)
-    return CategoricalDistribution(list(override.sweep_iterator(transformer=Transformer.encode)))
+    if isinstance(sweep, RangeSweep):
+        match sweep.start, sweep.stop, sweep.step:
+            case int(start), int(stop), int(step):
+                return IntDistribution(start, stop - 1, step=step)
+    choices: Any = override.sweep_iterator(transformer=Transformer.encode)
+    return CategoricalDistribution(list(choices))
 
 
 def written(value: Any) -> str:

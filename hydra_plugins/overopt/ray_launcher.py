@@ -39,7 +39,7 @@ class RayLauncher(JobLauncher):
         if not ray.is_initialized():
             self._begin({"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if own else {})
         try:
-            task = ray.remote(**self.remote)(run)
+            task: Any = ray.remote(**self.remote)(run)
         except (TypeError, ValueError) as error:
             raise UserError(f"hydra.launcher.remote: {first_line(error)}") from error
         shared = [ray.put(part) for part in self.shared()]

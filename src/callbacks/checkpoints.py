@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
+from numpy._core.multiarray import scalar
 
 from src import stopping
 from src.errors import UserError
 from src.files import make_folder
+from src.learner import Learner
 from src.runs.resuming import how_to_go_on
 
 WRITER = ("PytorchStreamWriter", "unexpected pos")  # in what torch says where a file cannot be written
@@ -21,7 +23,7 @@ def harmless_contents() -> AbstractContextManager:
 
     A checkpoint may come from anybody: nothing in it is executed.
     """
-    scalars = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+    scalars: list[Any] = [scalar, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
     return torch.serialization.safe_globals(scalars)
 
 
@@ -35,7 +37,7 @@ class Checkpoints(Callback):
         self.path, self.every = Path(run_dir) / "checkpoints" / "last.ckpt", every
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Learner, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         due = pl_module.iteration % self.every == 0 or trainer.is_last_batch or trainer.should_stop
         if due:

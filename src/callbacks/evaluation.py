@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from src.callbacks.gallery import Gallery
 from src.errors import UserError
-from src.metrics.diversity import DriftFromBase, WithinPromptDiversity, lpips, lpips_within
+from src.learner import Learner
+from src.metrics.diversity import DriftFromBase, Network, WithinPromptDiversity, lpips, lpips_within
 from src.metrics.intervals import area_under, bootstrap_mean, spread_within
 from src.metrics.joint import joint_rates
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
+from src.policy.diffusion import Conditions
 from src.progress import Bar
 from src.prompts import PromptSets
 from src.ranks import Ranks
@@ -101,7 +103,7 @@ class CrossRewardEvaluation(Callback):
         every: iterations between two evaluations.
         kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
         max_prompts: of each set, spread evenly over it; null for all.
-        lpips_network: alex, vgg or squeeze measures diversity by LPIPS too; needs torchvision and its weights.
+        lpips_network: measures diversity by LPIPS too; needs torchvision and its weights.
         grid_pictures: pictures of the grid that is saved and logged.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
         num_steps, eta, guidance: of sampling here, where they differ from training's; at eta 0 there is no KL.
@@ -118,7 +120,7 @@ class CrossRewardEvaluation(Callback):
         every: int,
         held_out_samples_per_prompt: int = 2,
         kl_samples: int = 64,
-        lpips_network: str | None = None,
+        lpips_network: Network | None = None,
         grid_pictures: int = 32,
         max_prompts: int | None = None,
         seed: int = 0,
@@ -133,7 +135,7 @@ class CrossRewardEvaluation(Callback):
             )
         if (num_steps is not None and num_steps < 1) or (eta or 0) < 0 or (guidance or 0) < 0:
             raise UserError("evaluation: num_steps must be at least 1, eta and guidance must not be negative.")
-        self.conditions = {"num_steps": num_steps, "eta": eta, "guidance": guidance}
+        self.conditions = Conditions(num_steps=num_steps, eta=eta, guidance=guidance)
         self.judges = judges or []
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
@@ -167,22 +169,22 @@ class CrossRewardEvaluation(Callback):
             part.peak = peak
         self.history, self.seconds = state_dict["history"], state_dict["seconds"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Learner) -> None:
         for model in (*self.rewards.values(), self.tower, *([self.lpips] if self.lpips else [])):
             model.to(pl_module.device)  # all but the trained one are part of no module
         if not self.history:
             self.evaluate(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Learner, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if pl_module.iteration % self.every == 0 or trainer.is_last_batch:
             self.evaluate(trainer, pl_module)
 
-    def evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def evaluate(self, trainer: Trainer, pl_module: Learner) -> None:
         start = time.perf_counter()
         pictures = sum(len(part.prompts) for part in self.sets) // pl_module.ranks.world
-        with Bar("evaluation", pictures, of="pictures"), pl_module.policy.sampling(**self.conditions):
+        with Bar("evaluation", pictures, of="pictures"), pl_module.drawn_from.sampling(**self.conditions):
             metrics = self._measure(trainer, pl_module)
             metrics |= self._areas(metrics)
             if pl_module.averaged is not None:
@@ -191,7 +193,7 @@ class CrossRewardEvaluation(Callback):
         self.history.append(pl_module.record("evaluation", metrics))
         self.seconds += time.perf_counter() - start
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
+    def _measure(self, trainer: Trainer, pl_module: Learner) -> Metrics:
         metrics: Metrics = {}
         for part in self.sets:
             rollout, scores = self._sampled(trainer, pl_module, part)
@@ -202,7 +204,7 @@ class CrossRewardEvaluation(Callback):
                 self._show(trainer, pl_module, part, rollout, scores)
         return metrics
 
-    def _measure_averaged(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
+    def _measure_averaged(self, trainer: Trainer, pl_module: Learner) -> Metrics:
         """What the policy, which holds the averaged weights, gains on the same prompts and seeds, and its KL."""
         metrics: Metrics = {}
         for raw, part in zip(self.sets, self.averaged, strict=True):
@@ -214,14 +216,12 @@ class CrossRewardEvaluation(Callback):
                 metrics |= {f"kl_ema/{key}": kl[f"kl/{key}"] for key in ("trajectory", "sqrt") if kl}
         return metrics
 
-    def _sampled(
-        self, trainer: Trainer, pl_module: LightningModule, part: EvaluationSet
-    ) -> tuple[Rollout, dict[str, Tensor]]:
+    def _sampled(self, trainer: Trainer, pl_module: Learner, part: EvaluationSet) -> tuple[Rollout, dict[str, Tensor]]:
         """This rank's pictures, and the scores of all ranks'."""
         ranks, where = pl_module.ranks, f"in the evaluation after iteration {pl_module.iteration}"
         own = ranks.part(len(part.prompts))
         with trainer.precision_plugin.forward_context():  # as in training
-            rollout = pl_module.policy.sample(part.prompts[own], part.seeds[own])
+            rollout = pl_module.drawn_from.sample(part.prompts[own], part.seeds[own])
         pl_module.check_pictures(rollout.images, where)
         scores = {
             name: ranks.gather(reward.score(rollout.images, rollout.prompts)).cpu()
@@ -234,7 +234,7 @@ class CrossRewardEvaluation(Callback):
     def _show(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Learner,
         part: EvaluationSet,
         rollout: Rollout,
         scores: dict[str, Tensor],
@@ -265,9 +265,9 @@ class CrossRewardEvaluation(Callback):
         features = torch.cat([self.tower.embed_images(chunk) for chunk in images.split(256)])
         part.base_features = ranks.gather(features) if part.base_features is None else part.base_features.to(features)
         own = ranks.part(len(part.prompts))
-        metrics = (WithinPromptDiversity(), DriftFromBase(), PictureStatistics())
         where = meeting_place(ranks, images.device)
-        diversity, drift, statistics = (metric.to(where) for metric in metrics)
+        diversity, drift = WithinPromptDiversity().to(where), DriftFromBase().to(where)
+        statistics = PictureStatistics().to(where)
         names = {prompt: k for k, prompt in enumerate(dict.fromkeys(part.prompts))}
         concepts = torch.tensor([names[prompt] for prompt in part.prompts[own]])
         diversity.update(features.to(where), concepts.to(where))
@@ -278,9 +278,9 @@ class CrossRewardEvaluation(Callback):
             values["lpips"] = lpips_within(ranks.gather(images), part.prompts, self.lpips)
         return {f"pictures/{key}": value for key, value in values.items()}
 
-    def _kl(self, pl_module: LightningModule, rollout: Rollout, n: int) -> Metrics:
+    def _kl(self, pl_module: Learner, rollout: Rollout, n: int) -> Metrics:
         """On `kl_samples` trajectories spread evenly over the n of all ranks; nothing where steps have no density."""
-        if not pl_module.policy.has_density:
+        if not pl_module.drawn_from.has_density:
             return {}
         where = meeting_place(pl_module.ranks, pl_module.device)
         kl = TrajectoryKL(pl_module.policy.num_steps).to(where)

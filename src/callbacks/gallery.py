@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 import wandb
 from jaxtyping import Float
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from src.callbacks.labels import NOTE, fitted, is_spelt, label_font, legible
 from src.files import make_folder, write_bytes
+from src.learner import Learner
 from src.loggers.tracker import Tracker
 from src.metrics.glossary import lookup
 
@@ -34,7 +35,7 @@ class Gallery:
     def show(
         self,
         trainer: Trainer,
-        finetuner: LightningModule,
+        learner: Learner,
         images: Float[Tensor, "n 3 h w"],
         prompts: list[str],
         seeds: list[int],
@@ -42,20 +43,20 @@ class Gallery:
     ) -> None:
         """The first pictures: samples/00020.png, labelled with the trained reward, and every reward in a table."""
         n = len(images)
-        ends = [f" {score:.1f}" for score in scores[finetuner.reward_name][:n].tolist()]
+        ends = [f" {score:.1f}" for score in scores[learner.reward_name][:n].tolist()]
         grid = picture_grid(images, prompts[:n], ends=ends)
-        self._save(grid, f"{finetuner.iteration:05d}.png")
+        self._save(grid, f"{learner.iteration:05d}.png")
         rows = [
             [prompts[k], str(seeds[k]), as_jpeg(picture), *(values[k].item() for values in scores.values())]
             for k, picture in enumerate(images)
         ]
         table = wandb.Table(columns=["prompt", "seed", "picture", *scores], data=rows)
-        self._log(trainer, {"samples": self._captioned(finetuner, grid), "pictures_and_scores": table})
+        self._log(trainer, {"samples": self._captioned(learner, grid), "pictures_and_scores": table})
 
     def show_hacks(
         self,
         trainer: Trainer,
-        finetuner: LightningModule,
+        learner: Learner,
         prompts: list[str],
         seeds: list[int],
         gains: Scores,
@@ -65,31 +66,31 @@ class Gallery:
 
         Without a judge the mean of the other rewards stands in. `gains` are in base sd.
         """
-        others = [name for name in gains if name != finetuner.reward_name]
-        if not others or finetuner.reward_name not in gains:
+        others = [name for name in gains if name != learner.reward_name]
+        if not others or learner.reward_name not in gains:
             return
         judge = judge if judge in gains else None
-        trained = gains[finetuner.reward_name]
+        trained = gains[learner.reward_name]
         against = gains[judge] if judge else torch.stack([gains[name] for name in others]).mean(0)
         worst = (trained - against).argsort(descending=True, stable=True)[:COLUMNS].tolist()
         chosen = [prompts[k] for k in worst], [seeds[k] for k in worst]
         with trainer.precision_plugin.forward_context():
-            now = finetuner.policy.sample(*chosen).images
-            with finetuner.policy.as_base():
-                before = finetuner.policy.sample(*chosen).images
-        labels = [*chosen[0], *[finetuner.reward_name] * len(worst)]
+            now = learner.drawn_from.sample(*chosen).images
+            with learner.drawn_from.as_base():
+                before = learner.drawn_from.sample(*chosen).images
+        labels = [*chosen[0], *[learner.reward_name] * len(worst)]
         ends = [""] * len(worst) + [f" {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
         grid = picture_grid(torch.cat([before, now]), labels, columns=len(worst), size=160, ends=ends)
         self._save(grid, "hacks.png")
-        self._log(trainer, {"hacks": self._captioned(finetuner, grid)})
+        self._log(trainer, {"hacks": self._captioned(learner, grid)})
 
     def _save(self, grid: Image.Image, name: str) -> None:
         save_png(grid, make_folder(self.folder) / name)
 
-    def _captioned(self, finetuner: LightningModule, grid: Image.Image) -> wandb.Image:
-        when = getattr(finetuner, "when", "after {:,} reward queries").format(finetuner.reward_queries)
-        at = f"iteration {finetuner.iteration}, {when}"
-        return wandb.Image(grid, caption=f"{at}; label: {finetuner.reward_name}")
+    def _captioned(self, learner: Learner, grid: Image.Image) -> wandb.Image:
+        when = learner.when.format(learner.reward_queries)
+        at = f"iteration {learner.iteration}, {when}"
+        return wandb.Image(grid, caption=f"{at}; label: {learner.reward_name}")
 
     def _log(self, trainer: Trainer, media: dict) -> None:
         for key in media:

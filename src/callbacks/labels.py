@@ -24,7 +24,7 @@ def fitted(text: str, width: int, end: str = "") -> str:
     length = label_font().getlength
     if length(text + end) <= width:
         return text + end
-    kept = bisect.bisect_right(range(len(text)), width, key=lambda k: length(f"{text[:k].rstrip()}...{end}")) - 1
+    kept = bisect.bisect_right(range(len(text)), float(width), key=lambda k: length(f"{text[:k].rstrip()}...{end}")) - 1
     return f"{text[: max(0, kept)].rstrip()}...{end}"
 
 

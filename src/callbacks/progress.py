@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
+from src.finetuner import RewardFinetuner
 from src.progress import Bar
 
 
@@ -16,14 +17,14 @@ class RunProgress(Callback):
         self._bar: Bar | None = None
         self._last_line = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: RewardFinetuner) -> None:
         if not trainer.is_global_zero:
             return
         self._bar = Bar("training", self.iterations, done=pl_module.iteration).start()
         self._started, self._first = time.monotonic(), pl_module.iteration
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: RewardFinetuner, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
@@ -38,9 +39,9 @@ class RunProgress(Callback):
             left = pace * (self.iterations - pl_module.iteration)
             print(f"iteration {pl_module.iteration}/{self.iterations}  {reward}  {left / 60:.1f} min left", flush=True)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: RewardFinetuner, stage: str) -> None:
         if self._bar is not None:
             self._bar.end()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: RewardFinetuner, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

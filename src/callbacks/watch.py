@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
 from src.files import make_folder, remove, write_json
+from src.learner import AFTER, Learner
 from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
-
-AFTER = "after {:,} reward queries"
 
 
 class OveroptimizationWatch(Callback):
@@ -61,20 +60,21 @@ class OveroptimizationWatch(Callback):
         k = kept_index(self.signals, self.margin, self.patience, self.keep)
         return None if k is None else self.queries[k]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Learner) -> None:
         self._look(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Learner, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._look(trainer, pl_module)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _look(self, trainer: Trainer, pl_module: Learner) -> None:
         """Takes in the evaluation that was made last, if it is new."""
-        row = next(c for c in trainer.callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
+        row = next(c for c in callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
         apart = [name for name in self.rewards if name not in pl_module.reward_members]  # what is not trained on
         value = signal_of(row, pl_module.reward_name, apart, self.signal)
-        self.when = getattr(pl_module, "when", AFTER)  # of checkpoints of others, queries are not known
+        self.when = pl_module.when  # of checkpoints of others, queries are not known
         if value is None or row["reward_queries"] in self.queries:
             return
         known = self.alarm
@@ -89,7 +89,7 @@ class OveroptimizationWatch(Callback):
             rank_zero_only(print)(f"watch: {self.sentence()}", flush=True)
             trainer.should_stop = trainer.should_stop or self.action == "stop"
 
-    def _keep(self, pl_module: LightningModule, value: float) -> None:
+    def _keep(self, pl_module: Learner, value: float) -> None:
         partial, old = self.folder.with_suffix(".partial"), self.folder.with_suffix(".old")
         for left in (partial, old):
             remove(left)

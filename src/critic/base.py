@@ -60,7 +60,7 @@ class Head(nn.Module):
         with torch.no_grad():
             for layer in self.layers:
                 self.draw(layer.weight)  # type: ignore[arg-type]
-                layer.bias.zero_()  # type: ignore[union-attr,operator]
+                layer.bias.zero_()  # type: ignore[operator]
 
     def draw(self, weight: Float[Tensor, "out n"], generator: torch.Generator | None = None) -> None:
         """Draws a layer's weights from their initial distribution, in place."""

@@ -29,8 +29,8 @@ class TensorBoardTracker(TensorBoardLogger, Tracker):
     """
 
     def __init__(self, run_dir: Path, forget_after: int | None = None):
-        purge = {} if forget_after is None else {"purge_step": forget_after + 1}
-        super().__init__(save_dir=run_dir, name=None, version="tensorboard", **purge)
+        purge = None if forget_after is None else forget_after + 1
+        super().__init__(save_dir=run_dir, name=None, version="tensorboard", purge_step=purge)
         self.told = f"curves: tensorboard --logdir {shlex.quote(str(run_dir.parent))}"
         self._media: dict[str, Any] = {}
 

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.loggers.logger import Logger as AnyLogger
 from lightning.pytorch.loggers import Logger
+
+from src.metrics.glossary import lookup
+from src.types import Row
 
 
 class Tracker(Logger):
@@ -22,6 +26,14 @@ class Tracker(Logger):
 
 def no_tracker(**_: Any) -> None:
     """`logger=none`: metrics.jsonl and the report are all that a run leaves."""
+
+
+def log_row(loggers: Sequence[AnyLogger], kind: str, row: Row, step: int) -> None:
+    """Sends a row to every logger. Raises KeyError on a key that the glossary does not explain."""
+    for key in row:
+        lookup(key)
+    for logger in loggers:
+        logger.log_metrics({"kind": kind} | row, step=step)  # type: ignore[arg-type]  # ours take texts, too
 
 
 def tell_where_to_look(loggers: Sequence[Logger]) -> None:

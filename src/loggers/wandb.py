@@ -34,7 +34,14 @@ INIT_TIMEOUT = 20  # s that the beginning waits, where W&B's own variable does n
 FINISH_TIMEOUT = 120  # s that the end of a run waits for a server; what is left lies in the run folder for `wandb sync`
 HURRY = 5.0  # s that it waits where the run was told to stop, and will be killed
 FLUSH_INTERVAL = 0.05  # s until a row is in W&B's file
-MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 MAX_TAG, MAX_GROUP = 64, 128  # characters that W&B takes
 _own_folders: dict[str, str] = {}  # variables that say where W&B writes, as they were set here
 
@@ -53,7 +60,8 @@ class RunLogger(WandbLogger, Tracker):
     def __init__(self, run: wandb.Run, held: set[RowName], command: str | None):
         super().__init__(experiment=run)
         self.told = f"W&B: logged offline; to send it: {command}" if command else None
-        self._held, self._media = held, {}
+        self._held = held
+        self._media: dict[str, Any] = {}
 
     def add_media(self, media: dict[str, Any]) -> None:
         self._media |= media
@@ -132,7 +140,7 @@ def finish(exit_code: int, in_a_hurry: bool) -> None:
     waited_for.join(HURRY)
 
 
-def _mode(asked: str) -> str:
+def _mode(asked: str) -> Mode:
     name = f"logger.mode={asked}"
     if asked == "auto":
         if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
@@ -202,7 +210,7 @@ def _id_of(run_dir: Path, earlier: list[Session]) -> str:
     return stored
 
 
-def _begin(mode: str, options: dict[str, Any]) -> wandb.Run:
+def _begin(mode: Mode, options: dict[str, Any]) -> wandb.Run:
     with _told():
         wait = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT))
         options["settings"] = wandb.Settings(

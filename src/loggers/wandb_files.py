@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made when it is imported
 
 BLOCK, CHUNK_HEADER, FILE_HEADER = 32768, 7, b":W&B"  # the last is followed by three bytes of a version
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4

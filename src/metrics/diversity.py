@@ -1,6 +1,7 @@
 """How different the pictures of one prompt are from each other, and all of them from the base model's."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from src.errors import UserError
 
 Images = Float[Tensor, "b 3 h w"]
+Network = Literal["alex", "vgg", "squeeze"]
 Features = Float[Tensor, "b d"]  # unit length
 
 
@@ -72,10 +74,10 @@ class DriftFromBase(Metric):
         return (self.total / self.count.clamp(min=1)).item()
 
 
-def lpips(network: str) -> Metric:
+def lpips(network: Network) -> Metric:
     """LPIPS (Zhang et al. 2018, arXiv 1801.03924) of pairs of pictures in [0, 1], by torchmetrics.
 
-    Raises UserError where torchvision, or the weights of the `network` (alex, vgg or squeeze), are missing.
+    Raises UserError where torchvision, or the weights of the `network`, are missing.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

@@ -61,7 +61,7 @@ class ArtifactStage(AnimalStage):
             label2id={name: k for k, name in enumerate(LABELS)},
         )
         torch.manual_seed(self.seed)
-        self.classifier = ResNetForImageClassification(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier = ResNetForImageClassification(config).to(memory_format=torch.channels_last)
 
     def broken(self, images: Pictures, rng: torch.Generator) -> Pictures:
         """Each by one corruption."""

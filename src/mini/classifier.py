@@ -25,7 +25,7 @@ class ClassifierStage(Stage):
             id2label=names,
             label2id={name: i for i, name in names.items()},
         )
-        self.classifier = ResNetForImageClassification(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classifier = ResNetForImageClassification(config).to(memory_format=torch.channels_last)
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         rng = self.step_generator()

@@ -148,10 +148,10 @@ def text_tower(folder: Path) -> CLIPTextModelWithProjection:
 
 def save_pipeline(transformer: SD3Transformer2DModel, weights: Path, folder: Path) -> None:
     """Writes a StableDiffusion3Pipeline folder in half precision; `weights` holds the other parts."""
-    encoders = [text_tower(weights / name).to(torch.float16) for name in TOWERS]  # type: ignore[call-overload]
+    encoders = [text_tower(weights / name).to(torch.float16) for name in TOWERS]
     tokenizers = [CLIPTokenizer.from_pretrained(weights / name) for name in TOWERS]
     pipeline = StableDiffusion3Pipeline(
-        transformer=transformer.to(torch.float16),  # type: ignore[call-overload]
+        transformer=transformer.to(torch.float16),
         scheduler=flow_scheduler(),
         vae=AutoencoderTiny.from_pretrained(weights / "base" / "vae", torch_dtype=torch.float16),
         text_encoder=encoders[0],

@@ -97,7 +97,7 @@ def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: Gol
         for label, key in (("proxy", name), ("gold", "gold")):
             gains = [round(row[f"eval/{key}/gain"], 3) for row in rows]
             table[f"{name}/{label}"] = gains
-            line = {"linestyle": "--" if label == "proxy" else "-", "color": f"C{k}", "label": f"{label}, {name}"}
+            line: Any = {"linestyle": "--" if label == "proxy" else "-", "color": f"C{k}", "label": f"{label}, {name}"}
             axis.plot([row["kl/sqrt"] for row in rows], gains, **line)
     axis.set(xlabel="sqrt(KL) [sqrt nats]", ylabel="gain of the best of n [base sd]")
     axis.legend(fontsize=7)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,9 +109,10 @@ def _make_pool(annotator: GoldAnnotator, base: str, seed: int, batches: int, num
         flag = torch.full((len(images),), untouched)
         for name, part in zip(rows, (images, concept, utility, soundness, flag), strict=True):
             rows[name].append(part)
+    arrays: dict[str, Any] = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **{name: torch.cat(parts).numpy() for name, parts in rows.items()})
+        np.savez(file, **arrays)
     temporary.replace(path)
 
 

@@ -53,7 +53,7 @@ class UNetStage(LatentStage):
             cross_attention_dim=text_encoder.config.hidden_size,
             attention_head_dim=tuple(max(1, c // 32) for c in channels),  # diffusers reads this as the number of heads
             norm_num_groups=16,
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(memory_format=torch.channels_last)
         with torch.no_grad():
             self.text_states = text_encoder(tokenize(tokenizer, self.captions)).last_hidden_state
 
@@ -81,7 +81,7 @@ def save_pipeline(unet: UNet2DConditionModel, parts: Path, folder: Path) -> None
         vae=AutoencoderTiny.from_pretrained(parts / "vae", torch_dtype=torch.float16),
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-        unet=unet.to(torch.float16),  # type: ignore[call-overload]
+        unet=unet.to(torch.float16),
         scheduler=ddim_scheduler(),
         safety_checker=None,
         feature_extractor=None,

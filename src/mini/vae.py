@@ -25,7 +25,7 @@ class VAEStage(Stage):
             decoder_block_out_channels=(width,) * len(decoder_blocks),
             num_encoder_blocks=tuple(encoder_blocks),
             num_decoder_blocks=tuple(decoder_blocks),
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(memory_format=torch.channels_last)
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         rng = self.step_generator()

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,14 @@ from src.policy.sampler import Sampler, Times, refuse_level
 from src.progress import advance
 from src.runs.resuming import how_to_go_on
 from src.types import Conditioning, Rollout
+
+
+class Conditions(TypedDict):
+    """Ways of sampling, see DiffusionPolicy; null for training's."""
+
+    num_steps: int | None
+    eta: float | None
+    guidance: float | None
 
 
 class DiffusionPolicy(LightningModule):

@@ -147,8 +147,9 @@ def controls_by_cost(runs: list[Run]) -> list[go.Figure]:
     for name in dict.fromkeys([*(run.trained for run in controls), JUDGE]):
         figure = go.Figure()
         for k, run in enumerate(controls):
-            points = list(zip(run.queries, run.series(f"eval/{name}/gain"), captions(run), strict=True))
-            x, y, text = ([point[j] for point in points if point[0] > 0] for j in range(3))  # the base's cost nothing
+            points = zip(run.queries, run.series(f"eval/{name}/gain"), captions(run), strict=True)
+            paid = [point for point in points if point[0] > 0]  # the base's pictures cost nothing
+            x, y, text = [cost for cost, _, _ in paid], [gain for _, gain, _ in paid], [told for _, _, told in paid]
             if not all(map(math.isnan, y)):
                 line = {"color": colour_of(k), "dash": "dot"}
                 figure.add_scatter(x=x, y=y, mode="lines+markers", name=run.control_name, line=line, text=text)

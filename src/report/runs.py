@@ -273,7 +273,9 @@ def lay_out(runs: Iterable[Run], x: str | None) -> None:
 
     Raises UserError on a run that does not have it.
     """
-    for run in runs if x is not None else ():
+    if x is None:
+        return
+    for run in runs:
         if lacks := _lacks(run, x):
             raise UserError(f"--x {x}: {run.folder} cannot be drawn over it, {lacks}: choose another, or leave it out.")
         run.x = x

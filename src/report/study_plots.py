@@ -1,6 +1,6 @@
 """Figures of a study, as PNG files to be committed beside its table. Needs the extra `studies` (matplotlib)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ def costs_of_controls(trained: str) -> dict[str, tuple[str, str]]:
 
 
 def draw_curves(
-    arms: dict[str, Sequence[Run]],
+    arms: Mapping[str, Sequence[Run]],
     panels: dict[str, tuple[str, str]],
     target: Path,
     columns: int = 2,
-    controls: dict[str, Sequence[Run]] | None = None,
+    controls: Mapping[str, Sequence[Run]] | None = None,
 ) -> None:
     """A panel for each title of `panels`, whose value is (x key, y key) of the evaluations.
 
@@ -72,7 +72,7 @@ def draw_curves(
     plt.close(figure)
 
 
-def _draw_arms(axis: Any, arms: dict[str, Sequence[Run]], x: str, y: str) -> None:
+def _draw_arms(axis: Any, arms: Mapping[str, Sequence[Run]], x: str, y: str) -> None:
     for k, (arm, runs) in enumerate(arms.items()):
         colour = COLOURS[k % len(COLOURS)]
         curves = [(run.series(x), run.series(y)) for run in runs]
@@ -84,7 +84,7 @@ def _draw_arms(axis: Any, arms: dict[str, Sequence[Run]], x: str, y: str) -> Non
         axis.plot([], [], color=colour, linewidth=2, label=arm)
 
 
-def _draw_controls(axis: Any, controls: dict[str, Sequence[Run]], x: str, y: str, first: int) -> None:
+def _draw_controls(axis: Any, controls: Mapping[str, Sequence[Run]], x: str, y: str, first: int) -> None:
     """In the colours after the first ones, which are the arms'."""
     for k, (name, runs) in enumerate(controls.items(), first):
         dotted = {"color": COLOURS[k % len(COLOURS)], "linestyle": ":", "marker": ".", "linewidth": 1.2}

@@ -118,6 +118,6 @@ def reinit_all(head: Head, optimizer: torch.optim.Optimizer, generator: torch.Ge
     """The head and its optimizer as on the first day, output layer included."""
     for layer in head.layers:
         head.draw(layer.weight, generator)  # type: ignore[arg-type]
-        layer.bias.zero_()  # type: ignore[union-attr,operator]
+        layer.bias.zero_()  # type: ignore[operator]
         for parameter in (layer.weight, layer.bias):
             optimizer.state.pop(parameter, None)  # type: ignore[arg-type]

@@ -105,7 +105,8 @@ def _check_installed(choices: Any) -> None:
 
 def swept_keys(config: DictConfig) -> list[str]:
     """The keys that the command line or the sweeper's `params` give several values."""
-    params = OmegaConf.to_container(config.hydra.sweeper, resolve=True).get("params") or {}
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    params = sweeper.get("params") or {}
     given = [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items())]
     parsed = OverridesParser.create().parse_overrides(given)
     return sorted({override.key_or_group for override in parsed if override.is_sweep_override()})
@@ -135,7 +136,7 @@ def group_and_tags() -> tuple[str, list[str]]:
 def swept_values() -> list[str]:
     """The job's overrides that are not the same in all jobs."""
     hydra = HydraConfig.get()
-    return sorted(_plain(o) for o in hydra.overrides.task if _key(o) in hydra.callbacks.sweep.swept)
+    return sorted(_plain(o) for o in hydra.overrides.task if _key(o) in hydra.callbacks["sweep"].swept)
 
 
 def job_name(overrides: list[str], swept: list[str]) -> str:
@@ -169,9 +170,9 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     begun()
     hydra = HydraConfig.get()
     root, overrides = Path(hydra.sweep.dir), list(hydra.overrides.task)
-    name = job_name(overrides, list(hydra.callbacks.sweep.swept))
+    name = job_name(overrides, list(hydra.callbacks["sweep"].swept))
     folder, status = root / name, root / "jobs" / f"{name}.json"
-    told: dict[str, Any] = {"job": name, "token": hydra.callbacks.sweep.token, "swept": swept_values()}
+    told: dict[str, Any] = {"job": name, "token": hydra.callbacks["sweep"].token, "swept": swept_values()}
     status.parent.mkdir(parents=True, exist_ok=True)
     try:
         _refuse_several_processes(composed)

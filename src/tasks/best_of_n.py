@@ -15,16 +15,14 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
 from src.callbacks.gallery import picture_grid, save_png
 from src.errors import BASE_IS_BROKEN, TrainingError, reward_is_broken
 from src.files import make_folder
-from src.loggers.tracker import tell_where_to_look
+from src.loggers.tracker import log_row, tell_where_to_look
 from src.metrics.best_of_n import best_of_n, best_of_n_kl
-from src.metrics.glossary import lookup
 from src.metrics.intervals import bootstrap_mean, spread_within
 from src.policy.diffusion import DiffusionPolicy
 from src.progress import track
@@ -60,16 +58,17 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     judges = build_rewards(cfg["suite"]["judges"] or {})
     rewards = {name: model.to(device) for name, model in (build_rewards(cfg["suite"]["rewards"]) | judges).items()}
     check_prompts(rewards.values(), prompts, sets.places)
-    warn_of_cut({"the policy": policy} | rewards, prompts)
+    warn_of_cut({"the policy": policy, **rewards}, prompts)
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     print(f"run folder: {folder}", flush=True)
     loggers, started = build_loggers(cfg, folder, resumed_at=0), time.perf_counter()  # rows that a kill left go
     with trainer.precision_plugin.forward_context():  # the base as a run evaluates it
         score_pool(policy, rewards, cfg["train_reward"], prompts, cfg["pool"], cfg["seed"], folder / POOL)
     pool = Pool.read(folder / POOL, list(rewards))
-    np.savez(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
+    write_arrays(folder / "scores.npz", **{name: table.numpy() for name, table in pool.scores.items()})
     rows = curve(pool.scores, cfg["train_reward"], prompts, rewards[cfg["train_reward"]].queries)
-    log_rows(rows, loggers)
+    for row in rows:
+        log_row(loggers, "evaluation", row, int(row["reward_queries"]))
     pool.save_grids(folder / "samples", prompts, int(rows[-1]["best_of_n/n"]))
     seconds = time.perf_counter() - started
     write_json(
@@ -83,14 +82,6 @@ def control(cfg: dict[str, Any], folder: Path) -> Row:
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
     tell_where_to_look(loggers)
     return rows[-1]
-
-
-def log_rows(rows: list[Row], loggers: list[Logger]) -> None:
-    for row in rows:
-        for key in row:
-            lookup(key)
-        for logger in loggers:
-            logger.log_metrics({"kind": "evaluation"} | row, step=int(row["reward_queries"]))  # type: ignore[arg-type]
 
 
 @dataclass

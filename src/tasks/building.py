@@ -12,7 +12,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from src.algorithms.base import Algorithm
@@ -23,6 +22,7 @@ from src.config import options_of
 from src.errors import UserError, first_line
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
+from src.ranks import process_rank
 from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
 from src.rewards.building import build, build_rewards
@@ -116,7 +116,7 @@ def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Lo
 
     Both forget what they hold of iterations after `resumed_at`.
     """
-    if rank_zero_only.rank != 0:
+    if process_rank() != 0:
         return []
     group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
     tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *reset_tags(cfg), *swept]))

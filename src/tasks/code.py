@@ -70,12 +70,10 @@ class CoDe(Control):
         kl = choice_kl(blocks, n)
         return {"reward_gradients": 0, "code/n": n, "kl/trajectory": kl, "kl/sqrt": kl**0.5}
 
-    def width(self, n: int) -> int:  # type: ignore[override]
+    def width(self, n: int) -> int:
         return n
 
-    def draw(  # type: ignore[override]
-        self, policy: DiffusionPolicy, reward: Scorer, prompts: list[str], seeds: list[int], n: int
-    ) -> Latents:
+    def draw(self, policy: DiffusionPolicy, reward: Scorer, prompts: list[str], seeds: list[int], n: int) -> Latents:
         names, noise = repeated(prompts, n), policy.noise(streams(seeds, n))
         told, size, last = policy.encode_prompts(names), policy.sampling_batch, policy.num_steps - 1
         x_t, output = noise[:, 0].clone(), None

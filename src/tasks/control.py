@@ -208,10 +208,8 @@ class Guided:
             self.held |= dict(zip(seeds, latents, strict=True))  # type: ignore[arg-type]
 
 
-class ControlSeries(Series):
+class ControlSeries(Series[Setting]):
     """An iteration takes up a setting."""
-
-    when = "at {:,} reward queries a picture"
 
     def __init__(
         self,
@@ -221,8 +219,16 @@ class ControlSeries(Series):
         evaluation: CrossRewardEvaluation,
         base: str,
     ):
-        super().__init__(guided, guided.reward.name, members, settings, base)
-        self.network, self.evaluation = guided.base, evaluation  # the former goes where the module goes
+        super().__init__(guided.base, guided.reward.name, members, settings, base)
+        self.guided, self.evaluation = guided, evaluation
+
+    @property
+    def drawn_from(self) -> Guided:
+        return self.guided
+
+    @property
+    def when(self) -> str:
+        return "at {:,} reward queries a picture"
 
     def take_up(self, number: int) -> None:
         unit = self.evaluation.history[0][f"eval/{self.reward_name}/base_sd"]
@@ -231,10 +237,10 @@ class ControlSeries(Series):
                 f"the base's pictures do not differ in {self.reward_name}, so that there is nothing to choose by; "
                 "stopped: take more prompts, or more evaluation.samples_per_prompt."
             )
-        self.policy.take_up(number, self.points[number], unit)
+        self.guided.take_up(number, self.points[number], unit)
 
     def columns(self, point: Setting | None) -> Row:
-        return dict(point.columns if point else self.policy.control.base_columns())
+        return dict(point.columns if point else self.guided.control.base_columns())
 
 
 def summarise(cfg: dict[str, Any], folder: Path, series: ControlSeries, seconds: float) -> None:

@@ -85,7 +85,7 @@ class DAS(Control):
             found.append(Setting(label, p * (num_steps + 1) * queries, columns, {"particles": p, "alpha": alpha}))
         return found
 
-    def width(self, particles: int, alpha: float) -> int:  # type: ignore[override]
+    def width(self, particles: int, alpha: float) -> int:
         return particles
 
     def temperatures(self, num_steps: int) -> list[float]:

@@ -19,7 +19,6 @@ from src.errors import UserError
 from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
 from src.policy.adoption import adopt
-from src.policy.diffusion import DiffusionPolicy
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, write_json
@@ -110,7 +109,8 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 
     Raises UserError on anything else that it says: the weights would be evaluated as something that they are not.
     """
-    stored: Any = default_values() | OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    stored = default_values() | stored
     if stored["task"] not in ("finetune", "evaluate"):
         raise UserError(f"weights={composed.weights}: {folder} is a run of {stored['task']}, which has no policy.")
     stored |= {"task": "evaluate", "name": None, "run_dir": None, "objective": None, "resume": None}
@@ -133,15 +133,12 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 # ------------------------------------------------------------------------------------------------------------- building
 
 
-class WeightSeries(Series):
+class WeightSeries(Series[Point]):
     """An iteration takes up weights that somebody else has trained."""
-
-    policy: DiffusionPolicy
-    points: list[Point]
 
     @property
     def when(self) -> str:
-        return "after {:,} reward queries" if self.points[0].counted else "at checkpoint {:,}"
+        return super().when if self.points[0].counted else "at checkpoint {:,}"
 
     def take_up(self, number: int) -> None:
         point = self.points[number]

@@ -1,12 +1,12 @@
 """Fine-tunes a policy on a reward: builds the run from its configuration, begins it or goes on, and sums it up."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from src.algorithms.base import Algorithm
@@ -17,7 +17,7 @@ from src.errors import UserError, first_line
 from src.finetuner import PHASES, RewardFinetuner
 from src.loggers.tracker import tell_where_to_look
 from src.prompts import PromptData, check_prompts
-from src.ranks import Ranks
+from src.ranks import Ranks, process_rank
 from src.report.page import write_report
 from src.report.runs import find_runs
 from src.runs.folder import open_run_dir, versions, weights_in, write_json
@@ -45,7 +45,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     judges = build_rewards(cfg["suite"]["judges"] or {})
     check_prompts(judges.values(), [*prompts.train, *prompts.held_out], prompts.places)
     check_gradient(finetuner, prompts.train[0])
-    warn_of_cut({"the policy": finetuner.policy} | rewards | judges, [*prompts.train, *prompts.held_out])
+    warn_of_cut({"the policy": finetuner.policy, **rewards, **judges}, [*prompts.train, *prompts.held_out])
     if (cfg["objective"] or "").startswith("held_out/") and not prompts.held_out:
         raise UserError(f"objective={cfg['objective']}: these prompts hold none out; choose eval/... instead.")
     evaluation = build(cfg["evaluation"], _partial_=True)(
@@ -58,19 +58,19 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     callbacks = [evaluation, *(build_callback(options, folder) for options in cfg["callbacks"].values())]
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
-    if rank_zero_only.rank == 0:
+    if process_rank() == 0:
         open_run_dir(folder, cfg, finetuner.checkpoint_bytes())
         print(f"run folder: {folder}", flush=True)
-    progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
+    progress: dict[str, Any] = checkpoint["progress"] if checkpoint else {"iteration": -1, "phase_seconds": {}}
     iteration = progress["iteration"]
     trainer = build_trainer(cfg, folder, callbacks, iteration)
     check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
     check_pairs(cfg, finetuner.algorithm, trainer.world_size, len(prompts.train))
     started = time.perf_counter()
     stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
-    if iteration >= cfg["iterations"] or stopped:
+    if checkpoint and (iteration >= cfg["iterations"] or stopped):
         print(f"nothing is left to do after iteration {iteration} but to sum up; a higher iterations= would go on.")
-        restore_finished(checkpoint, finetuner, trainer)
+        restore_finished(checkpoint, finetuner, callbacks)
     else:
         if trainer.is_global_zero:
             (folder / "summary.json").unlink(missing_ok=True)  # it tells a run that is over, and this one goes on
@@ -81,7 +81,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     weights = finetuner.policy.save(folder, finetuner.averaged)
     before = sum(progress["phase_seconds"].values())
     summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
-    for watch in (c for c in trainer.callbacks if isinstance(c, OveroptimizationWatch)):
+    for watch in (c for c in callbacks if isinstance(c, OveroptimizationWatch)):
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
@@ -135,11 +135,13 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def restore_finished(checkpoint: dict[str, Any], finetuner: RewardFinetuner, trainer: lightning.Trainer) -> None:
+def restore_finished(
+    checkpoint: dict[str, Any], finetuner: RewardFinetuner, callbacks: Iterable[lightning.Callback]
+) -> None:
     """The state of a run that was killed after its last iteration, so that its results can still be written."""
     finetuner.load_state_dict(checkpoint["state_dict"], strict=False)
     finetuner.on_load_checkpoint(checkpoint)
-    for callback in trainer.callbacks:
+    for callback in callbacks:
         if callback.state_key in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
 

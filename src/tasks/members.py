@@ -1,6 +1,7 @@
 """What an evaluation of weights goes through: the checkpoints of a series by number, or one of them by degrees."""
 
 import glob
+import itertools
 import json
 import math
 import re
@@ -47,7 +48,8 @@ def points_of(cfg: dict[str, Any]) -> list[Point]:
         raise UserError(f"aig={cfg['aig']}: powers must not be negative; 0 is the tuned model, inf the base.")
     where, counted = places(weights, cfg)
     ordered = sorted(zip(where, weights, strict=True), key=lambda pair: pair[0])
-    degrees = [(scale, power) for scale in scales or [1.0] for power in powers or [None]]
+    powers_or_none: list[float | None] = [*powers] or [None]
+    degrees = list(itertools.product(scales or [1.0], powers_or_none))
     return [Point(found, at, scale, power, counted) for at, found in ordered for scale, power in degrees]
 
 

@@ -7,10 +7,10 @@ training's own.
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -18,17 +18,33 @@ from torch.utils.data import DataLoader, IterableDataset
 from src.callbacks.checkpoints import Checkpoints, harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import TrainingError
-from src.metrics.glossary import lookup
+from src.learner import Learner
 from src.policy.diffusion import DiffusionPolicy
 from src.prompts import PromptSets, check_prompts
-from src.ranks import Ranks
 from src.rewards.base import RewardModel
 from src.tasks.building import build, build_loggers, build_rewards, trainer_faults, trainer_of
 from src.tasks.finetune import load_checkpoint
 from src.tasks.outcome import Row
 from src.tasks.session import fit
 from src.texts import warn_of_cut
-from src.types import Metrics
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A point of a series."""
+
+    @property
+    def label(self) -> str:
+        """What tables and messages call it."""
+        ...
+
+    @property
+    def at(self) -> int:
+        """Its reward queries, or another number that rows have in their place."""
+        ...
+
+
+P = TypeVar("P", bound=Placed)
 
 
 class Left(IterableDataset):
@@ -41,29 +57,24 @@ class Left(IterableDataset):
         return iter(range(self.series.iteration, len(self.series.points)))
 
 
-class Series(LightningModule):
+class Series(Learner, Generic[P]):
     """What callbacks ask of a finetuner, where an iteration takes up the next point.
 
     Args:
-        policy: what evaluation samples from. base: what error messages call it before the first point.
-        points: each has a `label`, and `at`, its reward queries or another number that rows have in their place.
+        policy: what is evaluated. base: what error messages call it before the first point.
     """
 
-    when = "after {:,} reward queries"
-    averaged = None  # weights beside the policy's own
-
-    def __init__(self, policy: Any, reward_name: str, members: list[str], points: Sequence[Any], base: str):
+    def __init__(self, policy: DiffusionPolicy, reward_name: str, members: list[str], points: Sequence[P], base: str):
         super().__init__()
         self.automatic_optimization = False
         self.policy, self.reward_name, self.reward_members, self.base = policy, reward_name, members, base
-        self.points, self.iteration, self.ranks = points, 0, Ranks()
-        self.reward_queries = 0
+        self.points, self.iteration, self.reward_queries = points, 0, 0
 
     def take_up(self, number: int) -> None:
         """From now on the policy is what the point of this number makes of it, counted from 0."""
         raise NotImplementedError(f"{type(self).__name__} does not define take_up")
 
-    def columns(self, point: Any | None) -> Row:
+    def columns(self, point: P | None) -> Row:
         """What the row of an evaluation says of a point, or of the base."""
         raise NotImplementedError(f"{type(self).__name__} does not define columns")
 
@@ -78,24 +89,17 @@ class Series(LightningModule):
     def configure_optimizers(self) -> None:
         """Nothing is trained."""
 
-    def record(self, kind: str, metrics: Metrics) -> Row:
-        """One row, as training has it; what is not known is left out."""
+    def heading(self, kind: str) -> Row:
+        """As training has it; what is not known is left out."""
         row: Row = {"iteration": self.iteration, "reward_queries": self.reward_queries}
         if kind == "evaluation":
             row |= self.columns(self.points[self.iteration - 1] if self.iteration else None)
-        row |= metrics
-        for key in row:
-            lookup(key)
-        for logger in self.loggers:
-            logger.log_metrics({"kind": kind} | row, step=self.iteration)  # type: ignore[arg-type]
         return row
 
     def check_pictures(self, images: Tensor, where: str = "") -> None:
-        """Raises TrainingError on pictures that are no longer any."""
         self._check_finite("a sampled picture", images)
 
     def check_scores(self, name: str, scores: Tensor, where: str = "") -> None:
-        """Raises TrainingError on what a reward says of pictures that are in order."""
         self._check_finite(f"the reward {name}", scores)
 
     def _check_finite(self, name: str, values: Tensor) -> None:
@@ -131,7 +135,7 @@ def build_evaluation(
     judges = build_rewards(cfg["suite"]["judges"] or {})
     every = [*prompts.train, *prompts.held_out]
     check_prompts(judges.values(), every, prompts.places)
-    warn_of_cut({"the policy": policy} | rewards | judges, every)
+    warn_of_cut({"the policy": policy, **rewards, **judges}, every)
     return build(cfg["evaluation"] | {"every": 1}, _partial_=True)(
         run_dir=str(folder),
         rewards=rewards | judges,
@@ -156,13 +160,14 @@ def go_through(
         others: callbacks beside the evaluation that have a state.
     """
     checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
-    done, points = checkpoint["progress"]["iteration"] if checkpoint else -1, len(series.points)
+    progress = checkpoint["progress"] if checkpoint else {"iteration": -1, "stopped": False}
+    done, points = progress["iteration"], len(series.points)
     print(f"run folder: {folder}", flush=True)
     loggers = build_loggers(cfg, folder, resumed_at=done)
     callbacks = [evaluation, *others, Told(evaluation), Checkpoints(str(folder), every=1)]
     trainer = trainer_of(cfg, limit_train_batches=points, logger=loggers, callbacks=callbacks)
     started = time.perf_counter()
-    if done < points and not (checkpoint and checkpoint["progress"]["stopped"]):
+    if checkpoint is None or (done < points and not progress["stopped"]):
         path = str(folder / "checkpoints" / "last.ckpt") if checkpoint else None
         with harmless_contents(), trainer_faults():
             fit(trainer, series, ckpt_path=path, weights_only=True)
@@ -179,13 +184,11 @@ class Told(Callback):
     def __init__(self, evaluation: CrossRewardEvaluation):
         self.evaluation = evaluation
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Series) -> None:
         if pl_module.iteration == 0:
             print(f"base evaluated; {len(pl_module.points)} to go", flush=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Series, outputs: Any, batch: Any, batch_idx: int) -> None:
         row, point = self.evaluation.history[-1], pl_module.points[pl_module.iteration - 1]
         names = [pl_module.reward_name, *([self.evaluation.judge] if self.evaluation.judge else [])]
         gains = [f"{name} {row[key]:+.2f}" for name in names if (key := f"eval/{name}/gain") in row]

@@ -10,12 +10,12 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import check, run_name
 from src.errors import UserError
 from src.loggers.wandb import finish
+from src.ranks import process_rank
 from src.runs.folder import FOLDER_TOLD, HOW, find_run, held, new_run_dir, stored_config
 from src.runs.launched import COUNTS, is_one_process
 from src.runs.resuming import now_at
@@ -57,7 +57,7 @@ def folder_told(cfg: dict[str, Any]) -> Path | None:
         raise UserError(
             "run_dir= is needed where torchrun or srun starts the processes: they must agree on the folder."
         )
-    return Path(cfg["run_dir"]) if rank_zero_only.rank else None
+    return Path(cfg["run_dir"]) if process_rank() else None
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def set_threads(cfg: dict[str, Any]) -> None:
 @contextmanager
 def session(folder: Path, resumable: bool = True) -> Iterator[None]:
     """Keeps the folder for this process, ends W&B's run whatever happens, and removes the folder if none began."""
-    first, stored = rank_zero_only.rank == 0, (folder / "config.yaml").exists()
+    first, stored = process_rank() == 0, (folder / "config.yaml").exists()
     with held(folder) if first else nullcontext():
         now_at(folder, resumable)
         exit_code, stopped = 1, False

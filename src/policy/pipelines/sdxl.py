@@ -37,7 +37,7 @@ class StableDiffusionXL(Pipeline):
             )
 
     @property
-    def decodes_in_float32(self) -> bool:  # type: ignore[override]
+    def decodes_in_float32(self) -> bool:
         """Its own VAE overflows in half precision; one that does not says so."""
         return bool(self.parts["vae"].config.force_upcast)
 
