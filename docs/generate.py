@@ -36,7 +36,10 @@ PLUGINS = ("hydra/launcher", "hydra/sweeper")
 BY_MODULE = ("algorithm", "regulariser", "reset")  # a file each
 OPTION = ("option", "default", "takes", "meaning")
 API = {
-    "core": ("Vocabulary and iteration", ["types", "finetuner", "learner", "normalise", "seeding", "prompts", "config", "errors"]),
+    "core": (
+        "Vocabulary and iteration",
+        ["types", "finetuner", "learner", "normalise", "seeding", "prompts", "config", "errors"],
+    ),
     "policy": ("Policy", ["policy/*"]),
     "rewards": ("Rewards", ["rewards/*"]),
     "algorithms": ("Algorithms", ["algorithms/*"]),

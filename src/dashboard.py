@@ -93,6 +93,7 @@ def sections(rewards: list[str], judges: list[str]) -> dict[str, list]:
 
 
 def make_workspace(entity: str, project: str, panels: dict[str, list]) -> Any:
+    """The saved view of a project: the panels by section, runs grouped by experiment and trained reward."""
     return ws.Workspace(
         name="Reward overoptimization",
         entity=entity,
@@ -107,6 +108,7 @@ def make_workspace(entity: str, project: str, panels: dict[str, list]) -> Any:
 
 
 def make_report(entity: str, project: str, panels: dict[str, list]) -> Any:
+    """A W&B report of the same panels, a heading for each section."""
     blocks: list = [wr.TableOfContents()]
     for name, content in panels.items():
         runs = wr.Runset(entity=entity, project=project, name="runs")
@@ -116,6 +118,10 @@ def make_report(entity: str, project: str, panels: dict[str, list]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Publishes the panels, or writes them to a file.
+
+    Raises UserError where a package, the entity or W&B is missing.
+    """
     parser = argparse.ArgumentParser(prog="python -m src.dashboard", description=__doc__.splitlines()[0])
     parser.add_argument("--entity", help="W&B user or team that the project belongs to")
     parser.add_argument("--project", default="overopt")

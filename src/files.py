@@ -102,6 +102,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """The whole file or nothing, as `write_text`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -111,6 +112,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """The whole file or nothing. Raises OSError that names the file."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # two processes may write the same file
     try:
         temporary.write_bytes(content)

@@ -91,6 +91,7 @@ class RewardFinetuner(Learner):
 
     @property
     def needs_reference(self) -> bool:
+        """Whether algorithm or regulariser asks what the reference would have done."""
         return self.algorithm.needs_reference or self.regulariser.needs_reference
 
     @property

@@ -46,7 +46,10 @@ def fetch(
     Args:
         path: a folder, or a hub id such as `CompVis/stable-diffusion-v1-4`; a folder of that name comes first.
         option: what error messages call it.
+        needed: names of files.
+        also: patterns of names.
         revision: commit, tag or branch of the repository; a folder has none.
+        kind: of the repository.
     """
     folder = user_path(path)
     if not folder.exists():
@@ -185,9 +188,13 @@ def load_strictly(
     """A frozen transformers model whose every tensor comes from `source`, and which uses all of its tensors.
 
     Args:
+        model_class: of transformers.
         source: folder with config.json and model.safetensors, or a state dict (then with a `config`).
+        option: what error messages call it.
+        config: of the architecture; None for the folder's.
         ignored: ends of keys that may be left over, such as tables that are computed nowadays.
         variant: of the folder's weight files.
+        dtype: of the weights.
     """
     folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
     options = {"config": config} if config is not None else {}

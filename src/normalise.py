@@ -51,9 +51,11 @@ class PromptNormaliser:
         return seen.mean(), seen.std()
 
     def state_dict(self) -> dict[str, list[float]]:
+        """The remembered rewards of every prompt."""
         return {prompt: list(values) for prompt, values in self.history.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Of an earlier session; what is remembered now is forgotten."""
         self.history.clear()
         for prompt, values in state.items():
             self.history[prompt].extend(values)

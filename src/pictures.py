@@ -155,6 +155,7 @@ def with_prompts(pictures: Sequence[Picture], file: Path | None) -> tuple[list[P
     """Pictures with their prompts, and those that cannot have one.
 
     Args:
+        pictures: in order; of some the prompt may be known.
         file: one prompt a line, in the order of the pictures; or a table of paths and prompts, in any order, which may
             name a picture with several prompts. Without one, pictures that have no prompt yet are named by theirs.
 

@@ -29,6 +29,7 @@ class Bar:
         self.told, self.total, self.of, self.done = told, total, of, done
 
     def start(self) -> "Bar":
+        """Shows it, on a terminal, below the bars that are open; returns it."""
         if Bar.live is None and (console := Console()).is_terminal and os.environ.get("LOCAL_RANK", "0") == "0":
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             Bar.live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

@@ -61,7 +61,8 @@ def prompts_from_file(path: str, held_out_path: str | None = None) -> PromptSets
     Lines end with line breaks only: what else Unicode counts among them is part of a prompt.
 
     Args:
-        path: the file. held_out_path: of prompts that no run trains on; null for none.
+        path: the file.
+        held_out_path: of prompts that no run trains on; null for none.
     """
     train = _lines(path, "path")
     held_out = _lines(held_out_path, "held_out_path") if held_out_path else []
@@ -84,8 +85,10 @@ def hpd(
 
     Args:
         path: hub id of the data set, a folder that holds its benchmark/STYLE.json, or one such file, a list of strings.
-        style: one of four, or `all`. revision: commit of the hub's.
-        held_out: how many of them, the last, no run trains on. limit: how many of the others to train on; null for all.
+        style: one of four, or `all`.
+        revision: commit of the hub's.
+        held_out: how many of them, the last, no run trains on.
+        limit: how many of the others to train on; null for all.
     """
     styles = ("anime", "concept-art", "paintings", "photo") if style == "all" else (style,)
     contents: list[list[str]] = []
@@ -111,9 +114,12 @@ def prompts_from_parquet(
     """The distinct texts of one column, in order of their first row, as in Pick-a-Pic (Kirstain et al. 2023).
 
     Args:
-        path: a parquet file, or the folder or hub id of a data set. filename: of the file in the latter.
-        column: that holds the prompts. revision: commit of the hub's.
-        held_out: how many of them, the last, no run trains on. limit: how many of the others to train on; null for all.
+        path: a parquet file, or the folder or hub id of a data set.
+        filename: of the file in the latter.
+        column: that holds the prompts.
+        revision: commit of the hub's.
+        held_out: how many of them, the last, no run trains on.
+        limit: how many of the others to train on; null for all.
     """
     try:
         import duckdb
@@ -183,6 +189,7 @@ class PromptBatches(IterableDataset):
             )
 
     def batch(self, iteration: int) -> list[str]:
+        """One prompt a sample, those of a group side by side; a function of seed and iteration."""
         draws = self.samples // self.samples_per_prompt
         rng = generator_of(self.seed, iteration, PROMPT_STREAM)
         # without replacement as far as the set goes, so that an iteration sees as many prompts as it can

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent.parent / "conf"), config_name="config")
 def main(cfg: DictConfig) -> float | None:
+    """A run of its own, or a job of a sweep; returns the latter's objective."""
     if sweeps.in_sweep():
         return sweeps.run_job(cfg, run)
     with _one_sentence():
@@ -67,6 +68,7 @@ def _one_sentence() -> Iterator[None]:
 
 
 def cli() -> None:
+    """The whole command, with its faults told in one sentence and its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice

@@ -14,6 +14,7 @@ from src.screen import survive_its_end
 
 
 def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m src.score", description=__doc__)
     parser.add_argument("pictures", type=user_path, metavar="PICTURES", help="a folder, or a table of paths")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration")
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Scores what the command line names."""
     survive_its_end()
     args = parser().parse_intermixed_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

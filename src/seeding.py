@@ -24,4 +24,5 @@ def seed_of(*keys: int) -> int:
 
 
 def generator_of(*keys: int) -> torch.Generator:
+    """A generator that is a function of what it is for, on the CPU: the same on every device."""
     return torch.Generator().manual_seed(seed_of(*keys))

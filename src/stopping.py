@@ -1,5 +1,7 @@
-"""Signals that tell a command to stop: SIGINT (Ctrl-C), SIGTERM (schedulers, containers, `timeout`), SIGHUP (a terminal
-that is gone), and those that schedulers send ahead of a limit.
+"""Signals that tell a command to stop.
+
+SIGINT (Ctrl-C), SIGTERM (schedulers, containers, `timeout`), SIGHUP (a terminal that is gone), and those that
+schedulers send ahead of a limit.
 
 Where stopping loses nothing the command stops at once, by an exception. A training iteration is finished first, so that
 it can be kept, unless that takes longer than GRACE, or the signal comes again; Ctrl-C never waits. The exit code is 128
@@ -31,6 +33,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
+        """128 and the signal's number, the shell's convention."""
         return 128 + self.signal
 
 
@@ -101,6 +104,7 @@ def in_iterations() -> Iterator[None]:
 
 
 def iteration_begins() -> None:
+    """From now on a signal waits for the iteration's end."""
     _state.in_iteration = True
 
 

@@ -38,6 +38,7 @@ class Conditioning:
 
     @property
     def states(self) -> Float[Tensor, "b token d"]:
+        """Of the prompts' tokens, a row for each sample."""
         return self.tables[0][self.which]
 
 
@@ -62,6 +63,7 @@ class Rollout:
 
     @property
     def x_0(self) -> Float[Tensor, "b c h w"]:
+        """The latents that were decoded, whatever steps are left of the trajectories."""
         return self.latents[:, -1] if self.clean is None else self.clean
 
     def window(self, steps: range) -> "Rollout":
@@ -125,49 +127,60 @@ class Rows:
 
     @property
     def x_t(self) -> Float[Tensor, "n c h w"]:
+        """States before the step."""
         return self.rollout.latents[self.samples, self.slots]
 
     @property
     def x_prev(self) -> Float[Tensor, "n c h w"]:
+        """x_{t-1}, states after it."""
         return self.rollout.latents[self.samples, self.slots + 1]
 
     @property
     def x_0(self) -> Float[Tensor, "n c h w"]:
+        """Ends of the trajectories that the rows are of."""
         return self.rollout.x_0[self.samples]
 
     @property
     def t(self) -> Num[Tensor, " n"]:
+        """Timesteps, as the network is told them."""
         return self.rollout.timesteps[self.slots]
 
     @property
     def conditioning(self) -> Conditioning:
+        """What the network is told of each row's prompt."""
         assert self.rollout.conditioning is not None, "the rollout was sampled without what it was conditioned on"
         return self.rollout.conditioning.of(self.samples)
 
     @property
     def old_log_prob(self) -> Float[Tensor, " n"]:
+        """log p(x_{t-1} | x_t) of the policy that sampled, mean over latent dimensions."""
         return self.rollout.log_probs[self.samples, self.slots]
 
     @property
     def old_mean(self) -> Float[Tensor, "n c h w"]:
+        """mu of p(x_{t-1} | x_t) of the policy that sampled."""
         assert self.rollout.means is not None, "the rollout was sampled without its means"
         return self.rollout.means[self.samples, self.slots]
 
     @property
     def reference_mean(self) -> Float[Tensor, "n c h w"]:
+        """The reference's, in the same states."""
         assert self.rollout.reference_means is not None, "nobody has asked the reference"
         return self.rollout.reference_means[self.samples, self.slots]
 
     @property
     def prompts(self) -> list[str]:
+        """Of the rows' samples."""
         return [self.rollout.prompts[i] for i in self.samples.tolist()]
 
     @property
     def seeds(self) -> list[int]:
+        """Of the rows' samples."""
         return [self.rollout.seeds[i] for i in self.samples.tolist()]
 
     @property
     def advantage(self) -> Float[Tensor, " n"]:
+        """Standard deviations."""
         return self.credit.advantages[self.samples, self.slots]
 
     def partners(self) -> "Rows":

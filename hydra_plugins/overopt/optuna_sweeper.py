@@ -51,6 +51,7 @@ class OptunaSweeper(Sweeper):
         self.params: Any = OmegaConf.to_container(params, resolve=True) if params is not None else {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra once, before `sweep`."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

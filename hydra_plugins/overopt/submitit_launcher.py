@@ -49,6 +49,7 @@ class SlurmLauncher(JobLauncher):
             return [_result(job) for job in jobs]
 
     def submit(self, executor: Any, *arrays: Any) -> list[Any]:
+        """A job of the array for each row of the arrays."""
         return executor.map_array(*arrays)
 
     def end(self, signum: int, jobs: Sequence[Any]) -> None:

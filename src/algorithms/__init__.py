@@ -1,0 +1,1 @@
+"""What a row is worth and what it costs, an algorithm a module."""

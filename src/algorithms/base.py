@@ -104,6 +104,7 @@ class Algorithm:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, beside the policy's and the critic's weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,6 +159,7 @@ class Algorithm:
         raise NotImplementedError(f"{type(self).__name__} does not define loss")
 
     def critic_loss(self, value: PerRow, old_value: PerRow, target: PerRow) -> Float[Tensor, ""]:
+        """Mean over rows of what V(x_t, t) costs, given V before the update and its target, in normalised reward."""
         raise NotImplementedError(f"{type(self).__name__} has no critic")
 
 

@@ -16,8 +16,9 @@ from src.types import Credit, Rows
 
 
 class DDPO(Algorithm):
-    """A_t = clip(return of step t, +-advantage_clip); all returns of a trajectory are its normalised reward, unless a
-    regulariser has its part of them.
+    """A_t = clip(return of step t, +-advantage_clip).
+
+    All returns of a trajectory are its normalised reward, unless a regulariser has its part of them.
 
     Args:
         clip_range: of the ratio pi_theta / pi_old.

@@ -49,6 +49,7 @@ class ThroughReward(Algorithm):
         return self.standardised(rewards)
 
     def standardised(self, rewards: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Rewards in standard deviations from the mean of the first iteration's."""
         assert self.moments is not None, "no reward has been seen yet"
         return (rewards - self.moments[0]) / self.moments[1]
 
@@ -93,6 +94,7 @@ class ThroughReward(Algorithm):
         return x_t, steps
 
     def predict(self, policy: DiffusionPolicy, at: States) -> Float[Tensor, "n c h w"]:
+        """The policy's output at states; with `checkpoint_steps` its activations are not kept."""
         if not self.checkpoint_steps:
             return policy.predict(at.x_t, at.t, at.conditioning)
         return checkpoint(policy.predict, at.x_t, at.t, at.conditioning, use_reentrant=False)

@@ -82,6 +82,7 @@ class EvaluationSet:
         return replace(self, name=f"{self.name}_ema", peak={})
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
         return {"base": self.base, "base_features": self.base_features, "peak": self.peak}
 
 
@@ -182,6 +183,10 @@ class CrossRewardEvaluation(Callback):
             self.evaluate(trainer, pl_module)
 
     def evaluate(self, trainer: Trainer, pl_module: Learner) -> None:
+        """Measures the policy as it is now, and logs the row.
+
+        Raises TrainingError where a picture or a score is not finite.
+        """
         start = time.perf_counter()
         pictures = sum(len(part.prompts) for part in self.sets) // pl_module.ranks.world
         with Bar("evaluation", pictures, of="pictures"), pl_module.drawn_from.sampling(**self.conditions):

@@ -108,10 +108,12 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 
 def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
+    """A picture in [0, 1], what lies outside clamped, in 8 bits."""
     return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def as_jpeg(picture: Float[Tensor, "3 h w"]) -> wandb.Image:
+    """The same as W&B takes it, compressed."""
     return wandb.Image(as_image(picture), file_type="jpg")
 
 

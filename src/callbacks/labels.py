@@ -39,7 +39,7 @@ def is_spelt(labels: Sequence[str]) -> bool:
 
 
 def _spelt(letter: str) -> str:
-    """a for an umlaut, oe for their ligature, :fox face: for the picture of one, \\u72d7 for a Chinese letter."""
+    r"""a for an umlaut, oe for their ligature, :fox face: for the picture of one, \u72d7 for a Chinese letter."""
     kind, name = unicodedata.category(letter), unicodedata.name(letter, "")
     plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if has_glyph(part))
     latin = LATIN.fullmatch(name)
@@ -55,6 +55,7 @@ def _spelt(letter: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def has_glyph(letter: str) -> bool:
+    """Whether the font draws this letter otherwise than one that it lacks."""
     try:
         drawn, missing = (label_font().getmask(each) for each in (letter, NO_GLYPH))
     except UnicodeEncodeError:  # Pillow without FreeType has Latin-1 alone

@@ -1,0 +1,1 @@
+"""V(features of x_t, t), by what the features are."""

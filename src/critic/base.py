@@ -100,6 +100,7 @@ class Head(nn.Module):
 
 
 def in_float32(x: Tensor) -> torch.autocast:
+    """Within, nothing on the device of x is computed in half precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 

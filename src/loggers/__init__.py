@@ -1,0 +1,1 @@
+"""Where rows and pictures go."""

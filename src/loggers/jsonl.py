@@ -28,6 +28,7 @@ class JsonlLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Path:
+        """The file."""
         return self.path
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

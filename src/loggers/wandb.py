@@ -86,8 +86,12 @@ def make_wandb_logger(
     """A logger whose x-axis is `reward_queries`. A resumed run goes on under the same W&B id.
 
     Args:
+        run_dir: the run folder; W&B's own files lie in its wandb/.
         project: W&B's.
         mode: `auto` is what WANDB_MODE says, else online with an API key at hand, else offline.
+        group: of runs, the sweep's or the experiment's name.
+        tags: what else W&B finds the run by.
+        config: of the run, as W&B shows it.
         resumed_at: the iteration that a run goes on from.
         rows: of metrics.jsonl up to there; W&B is told of those that it has not got.
 

@@ -29,6 +29,7 @@ class Session:
 
     @property
     def offline(self) -> bool:
+        """Whether it was logged without a server."""
         return self.file.parent.name.startswith("offline-")
 
     @property

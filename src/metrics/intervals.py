@@ -16,8 +16,10 @@ class Interval:
 
 
 def spread_within(values: np.ndarray, units: Sequence[str]) -> float:
-    """Standard deviation of values about the mean of their unit, pooled over units; about the common mean where no
-    unit has two values."""
+    """Standard deviation of values about the mean of their unit, pooled over units.
+
+    About the common mean where no unit has two values.
+    """
     groups = [values[np.array(units) == unit] for unit in dict.fromkeys(units)]
     freedom = sum(len(group) - 1 for group in groups)
     if freedom == 0:

@@ -15,6 +15,7 @@ DORMANCY_THRESHOLDS = (0.0, 0.025, 0.1)
 
 
 def reward_metrics(name: str, rewards: Float[Tensor, " b"]) -> Metrics:
+    """Mean and standard deviation of the raw reward over an iteration's samples."""
     return {f"reward/{name}/mean": rewards.mean().item(), f"reward/{name}/std": rewards.std(correction=0).item()}
 
 
@@ -25,6 +26,7 @@ def explained_variance(values: Float[Tensor, "..."], returns: Float[Tensor, "...
 
 
 def critic_metrics(credit: Credit) -> Metrics:
+    """Spread of the advantages and, of a critic, how well its values foretold the returns: in all, and by step."""
     advantage = {"policy/advantage_std": credit.advantages.std(correction=0).item()}
     if credit.values is None or credit.returns is None:
         return advantage
@@ -47,6 +49,7 @@ class RatioStatistics:
         self.sums = torch.zeros(4, num_steps, device=device)  # rows, ratio - 1, its square, clipped rows
 
     def update(self, slots: Int[Tensor, " n"], ratio: Float[Tensor, " n"], clipped: Float[Tensor, " n"]) -> None:
+        """Adds rows, by their timestep slots; `clipped` is 1 where the loss took the clipped ratio."""
         off = ratio - 1  # tiny: summing ratios themselves would round their spread away
         self.sums.index_add_(1, slots.to(off.device), torch.stack([torch.ones_like(off), off, off**2, clipped]))
 

@@ -75,6 +75,7 @@ def of_base(reward: ArtifactReward, gold: GoldAnnotator) -> dict[str, Any]:
 
 
 def draw(ladder: dict[str, list[Tensor]], curves: list[Path], target: Path) -> None:
+    """Training loss, and mean log-odds of sound over severity for each corruption, as one picture."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     rows = [row for path in curves for row in csv.DictReader(read_text(path).splitlines())]
     losses = {int(row["step"]): float(row["loss"]) for row in rows}  # of steps made twice, after a stop, the last
@@ -88,6 +89,7 @@ def draw(ladder: dict[str, list[Tensor]], curves: list[Path], target: Path) -> N
 
 
 def main() -> None:
+    """Writes the figures, as JSON, and the picture into the card's folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--work-dir", type=user_path, default=Path("data/mini"), help="what training left")

@@ -18,6 +18,7 @@ from src.files import expanded
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    """Trains a stage, or goes on with it, and exports its weights."""
     cfg = OmegaConf.create(expanded(OmegaConf.to_container(cfg, resolve=True)))
     torch.set_num_threads(cfg.threads)
     lightning.seed_everything(cfg.seed, verbose=False)

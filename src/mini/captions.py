@@ -23,6 +23,7 @@ def captions(name: str, style: int) -> list[str]:
 
 
 def plain_captions(name: str) -> list[str]:
+    """`cat`, `a cat`, `a picture of a cat`."""
     return [name, _article(name), f"a picture of {_article(name)}"]
 
 

@@ -33,6 +33,7 @@ def loss_curves(work_dir: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """Draws loss curves and sample grids, and writes what they are measured by, into the card's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=user_path, default=Path("data/mini"))
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"))

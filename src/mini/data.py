@@ -67,6 +67,7 @@ class EmojiData:
     num_animals: int
 
     def animals(self) -> "EmojiData":
+        """The pictures of animals alone, which are the first concepts."""
         keep = self.concept < self.num_animals
         names = self.names[: self.num_animals]
         return EmojiData(self.images[keep], self.concept[keep], self.style[keep], names, self.num_animals)

@@ -32,6 +32,7 @@ class Judge:
 
     @torch.no_grad()
     def logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b concept"]:
+        """Of pictures in [0, 1], before the softmax over concepts."""
         return torch.cat([self.model(part * 2 - 1).logits for part in images.split(128)])
 
     @torch.no_grad()
@@ -41,6 +42,7 @@ class Judge:
         return F.normalize(torch.cat(pooled), dim=-1)
 
     def target(self, prompts: list[str]) -> Int[Tensor, " b"]:
+        """The number of the concept that each prompt names."""
         return torch.tensor([self.names.index(prompt) for prompt in prompts])
 
     def accuracy(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> tuple[float, float]:
@@ -88,6 +90,10 @@ def real(emoji: EmojiData, names: list[str], each: int, seed: int) -> Float[Tens
 
 
 def evaluate(folder: Path, data_dir: Path, steps: int, guidance: float, each: int) -> dict[str, float]:
+    """How well a pipeline's samples are recognised and how far they spread, beside real pictures of the same prompts.
+
+    Top-1 and top-5 are shares of samples; `relative_spread` is 1 where samples vary as real pictures do.
+    """
     judge = Judge()
     prompts = [name for name in SIMPLE_ANIMALS for _ in range(each)]
     generated = sample(folder, prompts, steps, guidance)
@@ -104,6 +110,7 @@ def evaluate(folder: Path, data_dir: Path, steps: int, guidance: float, each: in
 
 
 def main() -> None:
+    """Prints the figures of a pipeline as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=WEIGHTS / "base", help="a pipeline folder")
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")

@@ -77,6 +77,7 @@ class GoldAnnotator(RewardModel):
             subject(prompt, self.names)
 
     def logits(self, images: Images) -> Float[Tensor, "k b n"]:
+        """Of each of the k members, of pictures in [0, 1]; the last class is `none of them`."""
         pixels = home_size(images) * 2 - 1
         return torch.stack([member(pixels).logits for member in self.members])
 

@@ -122,6 +122,7 @@ def agreement(judges: dict[str, RewardModel], num_steps: int, folder: str) -> di
 
 
 def main() -> None:
+    """Measures gold and every proxy, and writes figures and curves into the card's folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--other-gold", help="folder of a second version, to compare with")

@@ -67,6 +67,7 @@ class GoldStage(AnimalStage):
     # ------------------------------------------------------------------------------------------------ pictures
 
     def one_hot(self, concept: Int[Tensor, " b"]) -> Target:
+        """Targets that name one concept with certainty."""
         return F.one_hot(concept, self.none + 1).float()
 
     def spoilt(self, target: Target, severity: Float[Tensor, " b"]) -> Target:
@@ -93,6 +94,7 @@ class GoldStage(AnimalStage):
         return images, torch.where((share > 0)[:, None], mixed, self.spoilt(target, done))
 
     def draw(self, rng: torch.Generator) -> tuple[Pictures, Target]:
+        """A batch: real pictures, broken ones, and attacks on the members, with soft targets [b, concept + 1]."""
         n_real = round(self.real_share * self.batch_size)
         n_attack = round(self.adversarial_share * self.batch_size) if len(self.attacks) else 0
         images, concept = self.real(n_real, rng)

@@ -49,6 +49,7 @@ class Pool:
     names: list[str]
 
     def prompts(self, index: Int[Tensor, " b"]) -> list[str]:
+        """The names of the concepts that these pictures were made for."""
         return [self.names[c] for c in self.concept[index].tolist()]
 
 
@@ -209,6 +210,7 @@ class JudgedData(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} does not define make")
 
     def pictures(self, index: Int[Tensor, " b"], rng: torch.Generator | None) -> Float[Tensor, "b 3 h w"]:
+        """In [0, 1]; augmented where there is a generator to draw from."""
         images = to_float(self.pool.images[index])
         return images if rng is None else augment(images, rng, self.augmentation)
 

@@ -28,6 +28,7 @@ class Stage(LightningModule):
         raise NotImplementedError
 
     def step_generator(self) -> torch.Generator:
+        """For whatever the step draws, so that a stage that goes on draws what it would have drawn."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def train_dataloader(self) -> DataLoader:

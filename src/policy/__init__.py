@@ -1,0 +1,1 @@
+"""The policy: a pipeline and a sampler, put together and fine-tuned."""

@@ -21,7 +21,8 @@ def adopt(policy: DiffusionPolicy, weights: Weights, base: str, scale: float = 1
     """Gives a policy these weights, of which only a part where `scale` is not 1.
 
     Args:
-        policy: of the kind of the weights: policy.finetune is weights.kind.
+        policy: of the kind of the weights.
+        weights: a LoRA or a full UNet; policy.finetune is their kind.
         base: what messages call the policy's base.
         scale: of a LoRA the factor of its alpha; of full weights the place on the line from the base's, 0, to these, 1.
 

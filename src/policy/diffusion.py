@@ -143,6 +143,7 @@ class DiffusionPolicy(LightningModule):
 
     @property
     def network(self) -> Any:
+        """The UNet or transformer that is trained."""
         return getattr(self, self.network_name)
 
     @property
@@ -151,10 +152,12 @@ class DiffusionPolicy(LightningModule):
         return self._frozen[0]
 
     def trainable(self) -> list[torch.nn.Parameter]:
+        """The parameters that fine-tuning moves, in an order that checkpoints rely on."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
         return self.pipeline.latent_shape
 
     def _sampler(self) -> Sampler:
@@ -162,6 +165,7 @@ class DiffusionPolicy(LightningModule):
 
     @property
     def timesteps(self) -> Times:
+        """Of a trajectory, descending, as the network is told them."""
         return self.sampler.timesteps.to(self.device)
 
     @property

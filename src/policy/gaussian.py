@@ -29,4 +29,5 @@ def gaussian_kl(
 
 
 def expanded(value: PerSample, like: Latents) -> Std:
+    """One number a sample [b], as it multiplies latents [b, c, h, w]: [b, 1, 1, 1]."""
     return value.view(-1, *[1] * (like.ndim - 1))

@@ -101,6 +101,7 @@ class Source:
 
     @property
     def encoders(self) -> list[str]:
+        """Names of the text encoders among the pipeline's parts."""
         return [f"text_encoder{suffix}" for suffix in self.texts]
 
     def fetch(self, parts: Sequence[str]) -> Path:

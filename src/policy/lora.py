@@ -12,6 +12,9 @@ def add_lora(network: Any, rank: int, alpha: int, targets: Sequence[str], attent
     """Adds fresh adapters, which change nothing yet.
 
     Args:
+        network: of diffusers.
+        rank: inner width of an adapter's two matrices.
+        alpha: it adds alpha / rank times their product.
         targets: ends of modules' names, or one regular expression for whole names.
         attention: the ends of its attention's modules.
 

@@ -49,7 +49,9 @@ class Reference:
         self.weights = [parameter.detach().clone() for parameter in self.policy.trainable()]
 
     def state_dict(self) -> list[Tensor] | None:
+        """Its weights, in the order of `trainable`; None while it is the base."""
         return self.weights
 
     def load_state_dict(self, state: list[Tensor] | None) -> None:
+        """Of an earlier session; None for the base."""
         self.weights = None if state is None else [value.to(self.policy.device) for value in state]

@@ -47,6 +47,8 @@ def ddim_schedule(scheduler: Any, num_steps: int, option: str) -> DDIMSchedule:
     from the last timestep to timestep 0 evenly, and the steps end there.
 
     Args:
+        scheduler: of diffusers.
+        num_steps: of a trajectory.
         option: what error messages call the pipeline.
 
     Raises UserError on a scheduler that has no noise schedule or needs more than that, and where a trajectory of

@@ -57,6 +57,7 @@ class Weights:
 
     @property
     def option(self) -> str:
+        """What error messages call them."""
         return f"weights={self.path}"
 
 
@@ -70,6 +71,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
+        """Inner width of its two matrices."""
         return self.down.shape[0]
 
 
@@ -212,7 +214,10 @@ def check_parts(weights: Weights, own: Mapping[str, Mapping[str, Tensor]], predi
     """Raises UserError where a pipeline's other parts are not the base's, for only its UNet would be taken.
 
     Args:
-        own: state dicts of the base's parts by name. prediction_type: of the base's scheduler.
+        weights: whose pipeline is compared, if they have one.
+        own: state dicts of the base's parts by name.
+        prediction_type: of the base's scheduler.
+        base: what messages call it.
     """
     if weights.pipeline is None:
         return
@@ -281,7 +286,9 @@ def read_lora(weights: Weights, modules: Mapping[str, Tensor], base: str) -> dic
     """Adapters by module of the network, float32, whatever the format.
 
     Args:
+        weights: a LoRA.
         modules: weights of the base's network by module.
+        base: what messages call it.
 
     Raises UserError on one of another model, with more than matrices for these modules, or that is not whole.
     """

@@ -1,0 +1,1 @@
+"""What keeps a policy near its reference."""

@@ -53,10 +53,13 @@ class Regulariser:
         Args:
             kl: of its rollout from the reference, nats a trajectory; None where nobody asked.
             dimensions: of a latent.
+            reference: what the policy is kept near; it may be moved.
+            iteration: that has ended.
         """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

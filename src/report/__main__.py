@@ -10,6 +10,7 @@ from src.screen import survive_its_end
 
 
 def main() -> None:
+    """Writes the page of the runs that the command line names."""
     survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="run folders, or folders with runs below them")

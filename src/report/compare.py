@@ -53,6 +53,7 @@ def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None
 
 
 def main() -> None:
+    """Reads the runs that the command line names, and writes tables and curves beside them."""
     survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report.compare", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="folders with runs below them, such as a sweep's")

@@ -29,10 +29,12 @@ AXIS = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,12
 
 
 def styled(figure: go.Figure, **layout) -> go.Figure:
+    """The same figure in the style of all: margins, fonts, grid."""
     return figure.update_layout(**(LAYOUT | layout)).update_xaxes(**AXIS).update_yaxes(**AXIS)
 
 
 def colour_of(k: int, opacity: float = 1.0) -> str:
+    """The colour of the k-th curve, as CSS writes it; after the last one they begin anew."""
     code = COLOURS[k % len(COLOURS)]
     red, green, blue = (int(code[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

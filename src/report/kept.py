@@ -80,6 +80,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
+    """Keeps runs as small files, or makes run folders of those again."""
     survive_its_end()
     parser = argparse.ArgumentParser(prog="python -m src.report.kept", description=__doc__)
     parser.add_argument("what", choices=("keep", "restore"))

@@ -105,6 +105,7 @@ class Run:
 
     @property
     def trained(self) -> str:
+        """Name of the reward that it is trained on, or drawn by."""
         return self.config["train_reward"]
 
     @property
@@ -115,6 +116,7 @@ class Run:
         return [self.trained, *others, *judges]
 
     def series(self, key: str, rows: list[Row] | None = None) -> list[float | int]:
+        """A key's values, row by row, nan where a row lacks it; of the evaluations, or other rows."""
         return [row.get(key, float("nan")) for row in (self.evaluations if rows is None else rows)]
 
     @property
@@ -142,6 +144,7 @@ class Run:
 
     @property
     def is_best_of_n(self) -> bool:
+        """Whether it is best-of-n sampling, whose curve is one over n."""
         return self.config.get("task") == "best_of_n"
 
     @property
@@ -184,6 +187,7 @@ class Run:
 
     @property
     def axis(self) -> Axis:
+        """What its curves are drawn over."""
         if self.x is None:
             return AXES[self.layout]
         return (CHOICES_OF_CONTROLS if self.is_control else CHOICES)[self.x]
@@ -215,6 +219,7 @@ class Run:
 
     @property
     def queries(self) -> list[int]:
+        """Reward queries at each evaluation; of a control, of one picture."""
         return [row["reward_queries"] for row in self.evaluations]
 
 

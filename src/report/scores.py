@@ -167,6 +167,7 @@ def check_out(out: Path, inputs: Sequence[Path]) -> None:
 
 
 def by_prompt_file(out: Path) -> Path:
+    """Where the means by prompt lie: beside the table of pictures."""
     return out.with_name(f"{out.stem}_by_prompt{out.suffix}")
 
 

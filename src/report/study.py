@@ -107,9 +107,9 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 
 
 def study_runs(study: Path, given: Sequence[str] = ()) -> list[Run]:
-    """The finished runs of these folders; if none is given, those of multirun/STUDY beside experiments/, where the
-    study's kept runs are restored first.
+    """The finished runs of these folders.
 
+    If none is given, those of multirun/STUDY beside experiments/, where the study's kept runs are restored first.
     Raises UserError where there is none.
     """
     if not given:
@@ -232,8 +232,9 @@ def compare(
 
 
 def combined(found: pd.DataFrame, columns: list[str], named: dict[str, dict[str, int]], margin: float | None = None):
-    """Sums of arms with weights, such as an interaction, seed by seed; otherwise as `compare`. Those of which an arm is
-    missing are left out.
+    """Sums of arms with weights, such as an interaction, seed by seed; otherwise as `compare`.
+
+    Those of which an arm is missing are left out.
     """
     rows = []
     for column in columns:

@@ -110,8 +110,9 @@ def draw_shares(arms: dict[str, Sequence[Run]], key: str, label: str, target: Pa
 
 
 def draw_differences(panels: dict[str, pd.DataFrame], target: Path) -> None:
-    """A panel for each title, of rows of one outcome as `compare` makes them: differences with their intervals, a line
-    an arm. All panels need the same arms.
+    """A panel for each title, of rows of one outcome as `compare` makes them: differences with their intervals.
+
+    An arm has a line. All panels need the same arms.
     """
     arms = next(iter(panels.values())).arm
     size = (1.2 + 3.9 * len(panels), 1.1 + 0.3 * len(arms))

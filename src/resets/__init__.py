@@ -1,0 +1,1 @@
+"""Which neurons start afresh, and when."""

@@ -66,10 +66,12 @@ class Reset:
 
     @property
     def needs_critic(self) -> bool:
+        """Whether it resets neurons of the critic."""
         return self.selects and self.where != "policy"
 
     @property
     def needs_lora(self) -> bool:
+        """Whether it resets ranks of the policy's LoRA."""
         return self.selects and self.where != "critic"
 
     def due(self, iteration: int, metrics: Metrics) -> bool:

@@ -8,8 +8,9 @@ from src.resets.ops import Mask, Scores, reinit_all
 
 
 class FullReset(Reset):
-    """Of the critic and its optimizer nothing is left, whatever threshold, outgoing and step_counter say; of a LoRA
-    (`where`) all ranks are reset, by those options.
+    """Of the critic and its optimizer nothing is left, whatever threshold, outgoing and step_counter say.
+
+    Of a LoRA (`where`) all ranks are reset, by those options.
     """
 
     takes_all = True

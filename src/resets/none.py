@@ -5,6 +5,8 @@ from src.types import Metrics
 
 
 class NoReset(Reset):
+    """Resets nothing; neurons are measured all the same."""
+
     selects = False
 
     def due(self, iteration: int, metrics: Metrics) -> bool:

@@ -96,10 +96,12 @@ class ResetPhase:
         return {"reset/recovery": float(iteration - since)}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: who was reset last, and what recovers from it."""
         names = ("last_masks", "last_lora_masks", "recovering")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of an earlier session."""
         for name in self.state_dict():  # runs of earlier versions have none of them
             setattr(self, name, state.get(name))
 

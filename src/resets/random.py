@@ -7,6 +7,8 @@ from src.resets.ops import Mask, Scores, share_of
 
 
 class RandomReset(Reset):
+    """Resets as many neurons as `active` would, at random: the control that asks whether the choice matters."""
+
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
         order = torch.randperm(len(scores), generator=generator).to(scores.device)
         mask = torch.zeros_like(scores, dtype=torch.bool)

@@ -195,6 +195,7 @@ def _padded(images: Images, size: int) -> Float[Tensor, "b 3 size size"]:
 
 
 def check_inputs(images: Float[Tensor, "..."], prompts: Sequence[str]) -> None:
+    """Raises ValueError unless pictures are [b, 3, h, w] in [0, 1], with a prompt for each."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [batch, 3, height, width], not {list(images.shape)}")
     if len(prompts) != len(images):

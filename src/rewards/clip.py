@@ -91,6 +91,7 @@ class CLIPReward(RewardModel):
 
     @property
     def learns(self) -> bool:
+        """Whether its towers are trained."""
         return self.clip.logit_scale.requires_grad
 
     def _embed_texts(self, prompts: list[str]) -> Float[Tensor, "b d"]:

@@ -60,6 +60,7 @@ class EnsembleReward(RewardModel):
         return [prompt for prompt in prompts if prompt in cut]
 
     def standardised(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, "k b"]:
+        """Each member's scores less its centre, in its scale."""
         # by _score, in batches of the member's own size
         scores = torch.stack([member._score(images, prompts) for member in self.members])  # type: ignore[operator]
         return (scores - self.centres) / self.scales

@@ -65,6 +65,7 @@ class ImageTextReward(RewardModel):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def patches(self, images: Images) -> Float[Tensor, "b patch d"]:
+        """States of the vision tower for pictures in [0, 1], the class token's first."""
         pixels = tower_input(images, self.image_size, self.mean, self.std)
         return self.vision(pixel_values=pixels.to(self.tower_dtype)).last_hidden_state
 

@@ -76,7 +76,10 @@ def clip_config(state: Mapping[str, Tensor], option: str, vision_head: int, text
     """The architecture of open_clip's ViTs, read from the shapes of a state dict.
 
     Args:
-        vision_head, text_head: channels of an attention head, which no shape tells: 80 and 64 for ViT-H-14.
+        state: in open_clip's names.
+        option: what error messages call it.
+        vision_head: channels of an attention head, which no shape tells: 80 for ViT-H-14.
+        text_head: likewise, 64.
         eos: id of the token whose state stands for the text.
     """
     shape = {key: tuple(value.shape) for key, value in state.items()}

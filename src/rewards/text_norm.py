@@ -1,5 +1,4 @@
-"""TextNorm (Kim et al. 2024, arXiv 2404.01863): how sure a reward is of the prompt, among prompts that mean something
-else.
+"""TextNorm (Kim et al. 2024, arXiv 2404.01863): how sure a reward is of the prompt, among prompts of other meanings.
 
 exp(r(x, c) / tau) / sum_i exp(r(x, c_i) / tau), c_i the prompt and its contrasts: a picture that a reward likes
 whatever it is said to show gains nothing.
@@ -40,6 +39,7 @@ class TextNormReward(RewardModel):
         self.queries = 1 if members[0].scores_embeddings else 1 + contrasts  # a picture that is embedded once is one
 
     def contrasts_of(self, prompt: str) -> list[str]:
+        """Those that follow the prompt in the list, around its end; the first ones for a prompt that is not in it."""
         start = self.prompts.index(prompt) + 1 if prompt in self.prompts else 0
         circle = [*self.prompts[start:], *self.prompts[:start]]
         return [other for other in circle if other != prompt][: self.contrasts]

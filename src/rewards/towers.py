@@ -13,8 +13,10 @@ _shared: WeakValueDictionary[tuple[Path, str], CLIPModel] = WeakValueDictionary(
 
 
 def clip_tower(folder: Path, option: str, precision: Precision = "fp32", shared: bool = False) -> CLIPModel:
-    """A frozen CLIPModel; where `shared`, the one that lives already, of the same folder (of the hub: revision) and
-    precision. A shared one must not be trained.
+    """A frozen CLIPModel.
+
+    Where `shared`, the one that lives already, of the same folder (of the hub: revision) and precision; it must not be
+    trained.
     """
     key = (folder.resolve(), precision)
     if shared and key in _shared:

@@ -333,6 +333,8 @@ def _sum_up(root: Path, token: str, expected: list[str], stopped: bool) -> bool:
     """Prints how the jobs of this call went; returns whether any failed.
 
     Args:
+        root: folder of the sweep.
+        token: of this call; what earlier ones have left has another.
         expected: names of jobs beside those that have told something.
         stopped: the sweep was; then there is no time for a report.
     """

@@ -101,6 +101,7 @@ class Pool:
         return cls(scores, *pictures.values())
 
     def save_grids(self, folder: Path, prompts: list[str], n: int) -> None:
+        """The first prompts' pictures before the choice, 00001.png, and the best of n after it."""
         make_folder(folder)
         for k, pictures in ((1, self.first), (n, self.best)):
             save_png(picture_grid(torch.stack(pictures), prompts[: len(pictures)]), folder / f"{k:05d}.png")
@@ -140,6 +141,9 @@ def curve(scores: dict[str, Float[Tensor, "prompt n"]], proxy: str, prompts: lis
     """A row for each n = 1, 2, 4, ... up to the pool; gains over the base's mean of the prompt, in base sd.
 
     Args:
+        scores: of the pool's pictures, by reward.
+        proxy: the reward that chooses.
+        prompts: of the tables' rows.
         queries: rewards that a picture's score asks.
     """
     size = next(iter(scores.values())).shape[1]

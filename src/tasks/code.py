@@ -33,6 +33,7 @@ def run(composed: DictConfig) -> Row:
 
 
 def blockwise(cfg: dict[str, Any], folder: Path) -> Row:
+    """What is left of CoDe's run; returns the last row."""
     return control.run(cfg, folder, CoDe)
 
 

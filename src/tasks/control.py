@@ -163,6 +163,7 @@ class Guided:
         self.held: dict[int, Tensor] = {}  # x_0 by the picture's seed
 
     def take_up(self, number: int, setting: Setting, unit: float) -> None:
+        """Draws at this setting from now on; pictures of it that a kill has left are kept, others go."""
         self.setting, self.part = setting, make_folder(self.folder / f"{number:03d}")
         self.reward.unit, self.reward.place = unit, setting.label
         for other in self.folder.iterdir():
@@ -174,10 +175,12 @@ class Guided:
             self.held |= dict(zip(kept["seeds"].tolist(), torch.from_numpy(kept["latents"]), strict=True))
 
     def sampling(self, **conditions: Any) -> Any:
+        """The base's, see DiffusionPolicy."""
         return self.base.sampling(**conditions)
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
+        """The base without the reward's say, for as long as the context lasts."""
         setting, self.setting = self.setting, None
         try:
             yield
@@ -276,6 +279,7 @@ def streams(seeds: Sequence[int], width: int) -> list[int]:
 
 
 def repeated(prompts: Sequence[str], width: int) -> list[str]:
+    """Each prompt `width` times, side by side."""
     return [prompt for prompt in prompts for _ in range(width)]
 
 

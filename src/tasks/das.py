@@ -49,6 +49,7 @@ def run(composed: DictConfig) -> Row:
 
 
 def with_particles(cfg: dict[str, Any], folder: Path) -> Row:
+    """What is left of DAS's run; returns the last row."""
     return control.run(cfg, folder, DAS)
 
 

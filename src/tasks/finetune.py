@@ -186,6 +186,7 @@ def summarise(
 
 
 def print_summary(summary: dict[str, Any]) -> None:
+    """Prints gains over the base, throughput, and where the time went."""
     final = summary["final"]
     title = f"{summary['experiment']} after {summary['reward_queries']} reward queries"
     show(outcome_table(final, summary["train_reward"], title))

@@ -29,6 +29,7 @@ class Point:
 
     @property
     def label(self) -> str:
+        """What tables and messages call it: the path, and how much of it is used."""
         used = (
             f" at aig {self.aig:g}" if self.aig is not None else f" at scale {self.scale:g}" if self.scale != 1 else ""
         )

@@ -31,6 +31,7 @@ def outcome_table(final: Row, trained: str, title: str, of: str = "") -> Table:
 
 
 def kl_sentence(final: Row) -> str:
+    """The KL from the base, nats a trajectory, or why there is none."""
     if "kl/trajectory" not in final:
         return "no KL from the base: a step without noise has no density"
     return f"KL from the base {final['kl/trajectory']:.1f} nats"

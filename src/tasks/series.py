@@ -157,6 +157,10 @@ def go_through(
     """Evaluates the base and the points that are left; returns the seconds that it took, and the loggers.
 
     Args:
+        cfg: the checked configuration.
+        folder: of the run; where it holds a checkpoint, the points that are left are those after it.
+        series: at its base.
+        evaluation: which looks at every point.
         others: callbacks beside the evaluation that have a state.
     """
     checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")

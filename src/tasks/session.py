@@ -71,6 +71,7 @@ def told_to_ranks(folder: Path) -> Iterator[None]:
 
 
 def set_threads(cfg: dict[str, Any]) -> None:
+    """Of torch, where the configuration says how many."""
     if cfg["threads"]:
         torch.set_num_threads(cfg["threads"])
 

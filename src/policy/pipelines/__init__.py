@@ -1,0 +1,1 @@
+"""Families of diffusers pipelines: their networks, and what these are told of prompts."""

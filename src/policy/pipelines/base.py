@@ -50,6 +50,13 @@ class Pipeline:
         """Raises UserError, before weights are fetched, on parts of no use or that do not belong together."""
 
     def sampler(self, num_steps: int, level: float, sde: str) -> Sampler:
+        """The Markov chain that its network is for.
+
+        Args:
+            num_steps: of a trajectory.
+            level: how much noise a step draws; the policy's eta.
+            sde: of flow matching, which process; nothing to DDIM.
+        """
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------- conditioning
@@ -59,6 +66,7 @@ class Pipeline:
         raise NotImplementedError
 
     def tokens(self, prompt: str, suffix: str, length: int, device: torch.device) -> Int[Tensor, "1 token"]:
+        """The ids of one prompt, cut or padded to `length`, by the tokenizer of that suffix."""
         tokenizer = self.parts[f"tokenizer{suffix}"]
         told = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return told.input_ids.to(device)
@@ -85,6 +93,7 @@ class Pipeline:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         return (self.parts[self.network_name].config.in_channels, self.size, self.size)
 
     def decode(self, latents: Latents) -> Float[Tensor, "b 3 H W"]:

@@ -17,6 +17,8 @@ WANTED = "a StableDiffusionPipeline, such as CompVis/stable-diffusion-v1-4"
 
 
 class StableDiffusion(Pipeline):
+    """Stable Diffusion 1 and 2 (Rombach et al. 2022): a UNet that reads one CLIP's token states, and DDIM."""
+
     kind = StableDiffusionPipeline
 
     @classmethod
@@ -40,6 +42,7 @@ class StableDiffusion(Pipeline):
 
 
 def text_width(unet: Any) -> int:
+    """Width of the token states that a UNet attends to, its own projection of them included."""
     read = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
     return read if isinstance(read, int) else read[0]
 

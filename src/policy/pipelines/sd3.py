@@ -1,5 +1,6 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al. 2024): a transformer that reads two CLIPs' states, and a T5's where there is
-one, and flow matching.
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024): flow matching, by a transformer.
+
+It reads two CLIPs' states, and a T5's where there is one.
 """
 
 from collections.abc import Sequence
