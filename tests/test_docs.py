@@ -15,6 +15,7 @@ A block is marked by a comment in the line before it:
 import argparse
 import ast
 import importlib
+import inspect
 import os
 import re
 import runpy
@@ -24,6 +25,7 @@ import types
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -40,7 +42,8 @@ from tests.forked import call_forked
 from tests.test_finetuner import build, fit, new_critic
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKED = [*PAGES, *sorted((ROOT / "experiments").rglob("*.md")), ROOT / "src/mini/weights/README.md"]
+OTHERS = [ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").rglob("*.md")), ROOT / "src/mini/weights/README.md"]
+LINKED = [*PAGES, *OTHERS]
 MARK = re.compile(r"<!-- (?:test: (\w+) ?([\w./]*)|not tested: (\S.*)) -->")
 RUN = "python -m src.run"
 MAINS = {"src.report": "src.report.__main__"}
@@ -306,21 +309,50 @@ def anchors_of(page: Path) -> set[str]:
     return found
 
 
+def leads_somewhere(page: Path, target: str) -> bool:
+    """Whether the repository has what a page links to, and its heading; of others' addresses the form alone."""
+    if re.match(r"[a-z]+:", target):
+        address = urlsplit(target)
+        return address.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc) is not None
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    return file.exists() and file.is_relative_to(ROOT) and (not anchor or anchor in anchors_of(file))
+
+
+def links_of(page: Path) -> list[str]:
+    """What a page links to. Every link of it is `[text](target)`, of any other form none would be checked."""
+    text = plain(page.read_text(encoding="utf-8"))
+    found = re.findall(r"\]\(([^()\s]+)\)", text)
+    assert len(found) == len(re.findall(r"\]\(|\]\[|^\[[^]]+\]:|\bhref=|\bsrc=|<https?:", text, re.M))
+    return found
+
+
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", plain(page.read_text(encoding="utf-8"))):
-        if re.match(r"[a-z]+:", target):
-            continue  # of others
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        if not file.exists() or not file.is_relative_to(ROOT) or (anchor and anchor not in anchors_of(file)):
-            broken.append(target)
-    assert not broken
+    assert not [target for target in links_of(page) if not leads_somewhere(page, target)]
+
+
+@pytest.mark.parametrize(
+    ("target", "there"),
+    [
+        ("docs/concepts.md", True),
+        ("docs/concepts.md#kl-from-the-base", True),
+        ("docs/concepts.md#no-such-heading", False),
+        ("docs/no_such_page.md", False),
+        ("/etc/hosts", False),
+        ("https://arxiv.org/abs/2402.08552", True),
+        ("http://arxiv.org", False),
+        ("https:/arxiv.org", False),
+        ("https://arxiv", False),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(target, there):
+    assert leads_somewhere(ROOT / "README.md", target) == there
 
 
 def test_pages_are_short():
-    lengths = {str(page.relative_to(ROOT)): len(page.read_text(encoding="utf-8").splitlines()) for page in PAGES}
+    pages = [page for page in LINKED if page.name != "tables.md"]  # which are figures, as a study writes them
+    lengths = {str(page.relative_to(ROOT)): len(page.read_text(encoding="utf-8").splitlines()) for page in pages}
     assert not {page: length for page, length in lengths.items() if length > 300}
     assert lengths["README.md"] <= 200 and (ROOT / "README.md").stat().st_size <= 12_000
 
@@ -341,6 +373,37 @@ def test_the_site_has_every_page():
     assert found == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")} | {
         "index.md"  # README.md
     }
+
+
+# ---------------------------------------------------------------------------------------------------------- docstrings
+
+
+def public_methods(path: Path) -> list[tuple[str, str, bool]]:
+    """(class, method, whether it has a docstring) of a file's public classes."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    return [
+        (each.name, method.name, ast.get_docstring(method) is not None)
+        for each in classes
+        for method in each.body
+        if isinstance(method, ast.FunctionDef) and "_" not in (each.name[0], method.name[0])
+    ]
+
+
+def has_inherited_docstring(of: type, name: str) -> bool:
+    inherited = (vars(base)[name] for base in of.__mro__[1:] if name in vars(base))
+    return any(map(inspect.getdoc, inherited))
+
+
+@pytest.mark.parametrize("folder", ["src", "hydra_plugins"])
+def test_a_public_method_has_a_docstring_or_one_of_its_base(folder):
+    """Ruff asks for those of functions and classes; it does not know what a method inherits."""
+    missing = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        bare = [(of, method) for of, method, documented in public_methods(path) if not documented]
+        module = importlib.import_module(name) if bare else None
+        missing += [f"{name}.{of}.{m}" for of, m in bare if not has_inherited_docstring(getattr(module, of), m)]
+    assert not missing
 
 
 # ------------------------------------------------------------------------------------------------------ error sentences
