@@ -25,8 +25,11 @@ check: setup
 	$(BIN)/ruff format --check src tests docs hydra_plugins experiments benchmarks
 	$(BIN)/mypy
 
-docs: setup  ## the pages of docs/ as a site, in site/
+.venv/.docs: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/.docs  ## the pages of docs/ as a site, in site/
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
