@@ -31,7 +31,7 @@ check: setup
 
 docs: .venv/.docs  ## the pages of docs/ as a site, in site/
 	$(BIN)/python -m docs.generate
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # by --quiet it would not see its own warnings
 
 mini: setup  ## rebuild the miniature world, or one stage of it: make mini STAGE=unet
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[mini]"
