@@ -190,7 +190,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
             raise  # submitit has queued the job again, which will resume
-        told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
+        told |= {"state": "failed", **_told_of(error, status.with_suffix(".traceback.txt"))}
         print(f"job {name} failed: {told['sentence']}", file=sys.stderr, flush=True)
         value = float("nan")
         write_json(status, told)
@@ -300,13 +300,13 @@ def _objective(folder: Path, key: str | None) -> float:
     return float(final[key])
 
 
-def _tell(error: BaseException, path: Path) -> str:
-    """The sentence of an error; of a bug its last line, and the whole of it in a file."""
+def _told_of(error: BaseException, path: Path) -> dict[str, Any]:
+    """The sentence of an error, and its exit code; of a bug its last line, and the whole of it in a file."""
     path.unlink(missing_ok=True)
     if told := sentence_of(error):
-        return told[0]
+        return dict(zip(("sentence", "exit_code"), told, strict=True))
     write_text(path, "".join(traceback.format_exception(error)))
-    return f"{traceback.format_exception_only(error)[-1].strip()} ({path})"
+    return {"sentence": f"{traceback.format_exception_only(error)[-1].strip()} ({path})"}
 
 
 @contextmanager
