@@ -69,14 +69,14 @@ def _beyond(critical: float, freedom: int, shift: float) -> float:
     return float(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift))
 
 
-def sequential_plan(found: pd.DataFrame, column: str = RANKS) -> pd.DataFrame:
-    """The contrasts of the plan: all pairs of the top five, and the paper's; what they show, and the seeds they need.
+def sequential_plan(found: pd.DataFrame, order: Sequence[str], column: str = RANKS) -> pd.DataFrame:
+    """The contrasts of the plan: all pairs of the top five in `order`, and the paper's; what they show, and the seeds
+    they need.
 
     Intervals are at LEVEL, divided by the looks and by the contrasts. `apart`: 0 lies outside; `within 0.1`: all of it
     is nearer to 0 than that; `open`: neither. `seeds`: how many would find a difference of 0.1.
     """
-    top = list(ranking(found, column).arm[:TOP])
-    contrasts = [pair for pair in dict.fromkeys([*combinations(top, 2), *PAPERS]) if set(pair) <= set(found.arm)]
+    contrasts = [pair for pair in dict.fromkeys([*combinations(order[:TOP], 2), *PAPERS]) if set(pair) <= set(found.arm)]
     level, rows = LEVEL / LOOKS / max(1, len(contrasts)), []
     wide = found.pivot(index="seed", columns="arm", values=column)
     for arm, other in contrasts:
@@ -103,14 +103,25 @@ def verdicts(found: dict[str, pd.DataFrame], predictions: Sequence[dict]) -> pd.
     """
     rows = []
     for each in predictions:
-        table, row = found.get(each["on"]), {"id": each["id"], "on": each["on"], "outcome": each["outcome"], "pairs": 0}
+        table, row = found.get(each["reward"]), {"pairs": 0}
         pair = (each["arm"], each["against"])
         if table is not None and set(pair) <= set(table.arm):
             row |= compare(table, [each["outcome"]], [pair]).iloc[0].to_dict()
-        rows.append(dict.fromkeys(("difference", "low", "high", "p"), np.nan) | row)
+        told = {"id": each["id"], "prediction": in_words(each)}
+        rows.append(told | dict.fromkeys(("difference", "low", "high", "p"), np.nan) | row)
     shown = judged(pd.DataFrame(rows), None)
     shown["verdict"] = [verdict(row, each) for (_, row), each in zip(shown.iterrows(), predictions, strict=True)]
-    return shown[["id", "on", "outcome", "pairs", "difference", "low", "high", "p_adjusted", "verdict"]]
+    return shown[["id", "prediction", "pairs", "difference", "low", "high", "p_adjusted", "verdict"]]
+
+
+WAYS = {"above": "more than {:+g}", "below": "less than {:+g}", "within": "within {:g} of 0"}
+
+
+def in_words(prediction: dict) -> str:
+    """What is predicted of a difference."""
+    way = next(way for way in WAYS if way in prediction)
+    what = f"{prediction['reward']}: {prediction['outcome']}, {prediction['arm']} less {prediction['against']}"
+    return f"{what}: {WAYS[way].format(prediction[way])}"
 
 
 def verdict(row: pd.Series, prediction: dict) -> str:
@@ -120,7 +131,7 @@ def verdict(row: pd.Series, prediction: dict) -> str:
     """
     if not row.pairs:
         return "not run"
-    way = next(way for way in ("above", "below", "within") if way in prediction)
+    way = next(way for way in WAYS if way in prediction)
     by, low, high = prediction[way], row.low, row.high
     if way == "within":
         return "holds" if -by < low and high < by else "fails" if low > by or high < -by else "not shown"
