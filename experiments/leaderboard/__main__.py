@@ -40,7 +40,7 @@ HELD_AGAINST = [RANKS, "held_out_gold_shipped", "gold_at_1", "gold_at_1.5", "gol
 HELD_AGAINST += ["gold_at_sqrt_kl_20", "gold_at_sqrt_kl_40", "gold_peak", "gold_end", "held_out_gold_end"]
 
 
-def kept_runs(kept: Path = RUNS, made: Path = MADE) -> dict[str, list[Run]]:
+def kept_runs(kept: Path, made: Path) -> dict[str, list[Run]]:
     """Kept runs by method, in the order of the entries, then of names; their folders are made where they are not there.
 
     Raises UserError where there is none.
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="hold runs that were made anew against the kept ones")
     args = parser.parse_args()
     with told_in_one_sentence():
-        runs = kept_runs()
+        runs = kept_runs(RUNS, MADE)
         if args.anew:
             names = [folder.name for folder in sorted(ANEW.glob("*/"))]
             anew = {name: [run for f in sorted((ANEW / name).glob("*/")) if (f / "summary.json").exists() and (run := read_run(f))] for name in names}

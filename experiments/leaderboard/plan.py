@@ -59,12 +59,12 @@ class Job:
         return f"{run}; done=$?; {keep} && exit $done"
 
 
-def folder_of(entry: Entry, reward: str, seed: int | str, made: Path = MADE) -> Path:
+def folder_of(entry: Entry, reward: str, seed: int | str, made: Path) -> Path:
     """The run folder of one seed."""
     return made / entry.name / job_name(overrides_of(entry, reward, seed, made), [])
 
 
-def overrides_of(entry: Entry, reward: str, seed: int | str, made: Path = MADE) -> list[str]:
+def overrides_of(entry: Entry, reward: str, seed: int | str, made: Path) -> list[str]:
     asked = entry.asked(reward, seed, [] if entry.weights_of else choice_for(entry, reward))
     if entry.weights_of is None:
         return asked
@@ -72,7 +72,7 @@ def overrides_of(entry: Entry, reward: str, seed: int | str, made: Path = MADE) 
 
 
 def board(
-    methods: Iterable[Entry], rewards: Sequence[str], blocks: Sequence[str], made: Path = MADE, kept: Path | None = RUNS
+    methods: Iterable[Entry], rewards: Sequence[str], blocks: Sequence[str], made: Path, kept: Path | None
 ) -> Iterator[Job]:
     """Block by block of seeds all entries, so that each block makes a table. A block may be several seeds: 0,1."""
     for block in blocks:
@@ -111,10 +111,10 @@ def checks(rewards: Sequence[str], blocks: Sequence[str], other_gold: str) -> It
         entry = entries()[name]
         for reward in rewards:
             for seed in (seed for block in blocks for seed in block.split(",")):
-                asked = overrides_of(entry, reward, seed)
+                asked = overrides_of(entry, reward, seed, MADE)
                 if entry.takes or entry.tune:  # has trained
                     average = "/ema" if "regulariser=ema" in entry.overrides else ""
-                    asked = ["+experiment=evaluate", f"weights='{folder_of(entry, reward, seed)}/best{average}'"]
+                    asked = ["+experiment=evaluate", f"weights='{folder_of(entry, reward, seed, MADE)}/best{average}'"]
                 job = Job(CHECKED / name, CHECK / name, [*asked, judge, *FRESH])
                 if not job.is_kept():
                     yield job
@@ -138,10 +138,10 @@ def lines(args: argparse.Namespace) -> list[str]:
     options, blocks = args.options, (args.seeds or "0 1 2 3 4").split()
     rewards = some(args.rewards, list(REWARDS), "REWARDS")
     if args.what == "enter":
-        return [job.line([]) for job in board([entered(options)], rewards, blocks)]
+        return [job.line([]) for job in board([entered(options)], rewards, blocks, MADE, RUNS)]
     methods = [entries()[name] for name in some(args.methods, list(entries()), "METHODS")]
     jobs = {
-        "board": lambda: board(methods, rewards, blocks),
+        "board": lambda: board(methods, rewards, blocks, MADE, RUNS),
         "tune": lambda: tuning(methods, rewards),
         "anew": lambda: board(methods, rewards, blocks, ANEW, None),
         "check": lambda: checks(rewards, blocks, args.other_gold),

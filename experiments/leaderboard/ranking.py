@@ -12,7 +12,7 @@ from src.report.study import compare, judged, means
 RANKS = "gold_shipped"  # the column that ranks
 DIFFERENCE = 0.1  # base sd that is to be decided
 LEVEL, LOOKS, POWER = 0.05, 2, 0.8  # of all contrasts of the plan together; at five seeds, and once more
-MOST = 1000  # seeds that are looked up to
+MOST = 200  # seeds that are looked up to
 TOP = 5
 PAPERS = [("tdpo_r", "tdpo"), ("tdpo", "ddpo")]
 
