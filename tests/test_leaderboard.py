@@ -1,4 +1,4 @@
-"""The leaderboard: its entries, commands, figures of merit, tuning and ranking; the whole on runs that a study keeps."""
+"""The leaderboard: entries, commands, figures of merit, tuning, ranking; the whole on runs that a study keeps."""
 
 import math
 import shutil
@@ -15,13 +15,13 @@ import yaml
 
 from experiments.leaderboard import __main__ as board
 from experiments.leaderboard import entries as listed
-from experiments.leaderboard import merit, plan, ranking, tuning
-from experiments.leaderboard.entries import Entry, entries
+from experiments.leaderboard import merit, plan, ranking, tables, tuning
+from experiments.leaderboard.entries import entries
 from src.config import check
 from src.errors import UserError
 from src.report.runs import Run
 from tests.conftest import ROOT, composed
-from tests.methods import train
+from tests.methods import train, written_in
 
 NAN = float("nan")
 ALL = list(entries().values())
@@ -38,7 +38,7 @@ def test_every_entry_composes(entry):
     cfg = check(composed(*asked))
     if entry.weights_of:
         return
-    assert cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == board.PICTURES
+    assert cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == tables.PICTURES
     told = cfg["suite"]["rewards"][cfg["train_reward"]]
     first = told.get("members", [told])[0]
     assert first == cfg["suite"]["rewards"]["aesthetic"]
@@ -61,7 +61,7 @@ def test_all_algorithms_have_as_many_tries_and_all_else_takes_theirs():
 @pytest.fixture
 def place(monkeypatch, tmp_path):
     """The leaderboard's own files, in a folder of this test."""
-    for module in (listed, plan, board, tuning):
+    for module in (listed, plan, board, tables, tuning):
         for name, folder in {"HERE": "", "RUNS": "runs", "TUNING": "tuning", "CHECK": "check"}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, tmp_path / folder)
@@ -154,8 +154,7 @@ def test_tuning_reads_the_trained_reward_and_kl_alone(tmp_path):
 
 
 def a_run(proxy, gold, others=None, kl=None, seed=0, trained="hps", **config) -> Run:
-    """An evaluation every two iterations of 32; pickscore and aesthetic gain what `others` says, the trained reward less
-    nothing if it says nothing."""
+    """An evaluation every two iterations of 32; the other two rewards gain `others`, or as much."""
     rows = []
     for k, (p, g) in enumerate(zip(proxy, gold, strict=True)):
         other = p if others is None else others[k]
@@ -218,7 +217,7 @@ def test_a_level_that_is_never_reached_or_leapt_over_has_no_reading():
     assert math.isnan(found["gold_at_1"]) and found["gap_at_1"] == 1.2
     assert math.isnan(found["gold_at_1.5"]) and math.isnan(found["gap_at_1.5"])
     assert math.isnan(found["gold_at_sqrt_kl_20"])
-    (row,) = board.blanks(pd.DataFrame([{"arm": "a"} | found])).to_dict("records")
+    (row,) = tables.blanks(pd.DataFrame([{"arm": "a"} | found])).to_dict("records")
     assert (row["leaps over +1"], row["never at +1"], row["never at +1.5"], row["leaps over +1.5"]) == (1, 0, 1, 0)
 
 
@@ -370,17 +369,17 @@ def test_one_command_makes_everything_from_what_is_kept_to_the_byte(kept, monkey
     found = pd.read_csv(kept / "results.csv")
     assert list(found.columns[:4]) == ["method", "train_reward", "seed", "gold_shipped"] and len(found) == 5
     assert found.train_reward.unique().tolist() == ["aesthetic"] and found.gold_at_1.notna().all()
-    tables = (kept / "tables.md").read_text()
+    told = (kept / "tables.md").read_text()
     for title in ("Ranking by gold shipped, on aesthetic", "Against ddpo on aesthetic, paired by seed", "Predictions"):
-        assert f"## {title}\n" in tables
-    assert "both rewards" not in tables.replace("the mean of both rewards", "")  # there is one so far
+        assert f"## {title}\n" in told
+    assert "both rewards" not in told.replace("the mean of both rewards", "")  # there is one so far
 
 
 def test_the_rule_that_ships_is_the_one_that_the_watch_followed(kept):
     for runs in board.kept_runs(board.RUNS, board.MADE).values():
         for run in runs:
             signals = [row["watch/signal"] for row in run.watch]
-            told = board.shipment(run)
+            told = tables.shipment(run)
             assert merit.figures(run)["alarm"] == (run.alarm is not None)
             assert max(signals[: told.index + 1]) - signals[told.index] <= 0.5
             assert run.alarm is None or run.queries[told.index] < run.alarm
@@ -391,18 +390,18 @@ def test_runs_of_another_protocol_and_runs_that_are_there_twice_are_refused(kept
     first, config = runs["tdpo"][0], runs["tdpo"][0].config
     runs["tdpo"][0] = replace(first, config=config | {"evaluation": config["evaluation"] | {"seed": 1}})
     with pytest.raises(UserError, match=r"evaluation.seed is 0 in .*, 1 in "):
-        board.rows_of(runs)
+        tables.rows_of(runs)
     runs["tdpo"][0] = replace(first, config=config | {"iterations": 50})
     with pytest.raises(UserError, match="trains on 1600 pictures; runs of the leaderboard train on 800"):
-        board.rows_of(runs)
+        tables.rows_of(runs)
     runs["tdpo"] = [first, first]
     with pytest.raises(UserError, match="tdpo has two kept runs on aesthetic of seed 0"):
-        board.rows_of(runs)
+        tables.rows_of(runs)
 
 
 def test_the_base_is_the_first_row_of_best_of_n(kept):
     runs = {"best_of_n": [a_run([0, 0.5, 1.0], [0, 0.3, 0.5], task="code")]}
-    found = board.rows_of(board.with_base(runs)).set_index("arm")
+    found = tables.rows_of(tables.with_base(runs)).set_index("arm")
     assert list(found.index) == ["base", "best_of_n"] and found.gold_shipped["base"] == found.gold_peak["base"] == 0
     assert math.isnan(found.gold_at_1["base"]) and found.reward_queries["base"] == 0
 
@@ -410,23 +409,23 @@ def test_the_base_is_the_first_row_of_best_of_n(kept):
 def test_seeds_beyond_the_first_five_count_in_the_plan_alone(place):
     found = pd.concat(
         [
-            board.rows_of({"ddpo": [a_run([0, 1.0], [0, 0.3], seed=seed) for seed in range(7)]}),
-            board.rows_of({"tdpo": [a_run([0, 1.0], [0, 0.2], seed=seed) for seed in range(7)]}),
+            tables.rows_of({"ddpo": [a_run([0, 1.0], [0, 0.3], seed=seed) for seed in range(7)]}),
+            tables.rows_of({"tdpo": [a_run([0, 1.0], [0, 0.2], seed=seed) for seed in range(7)]}),
         ]
     )
     found = pd.concat([found, found.assign(train_reward="aesthetic")])
-    tables = board.tables_of(found)
-    assert tables["Ranking by gold shipped, both rewards"].seeds.tolist() == [5, 5]
-    assert tables["The sequential plan: gold shipped, both rewards"].pairs.tolist() == [7, 7]
+    made = tables.tables_of(found)
+    assert made["Ranking by gold shipped, both rewards"].seeds.tolist() == [5, 5]
+    assert made["The sequential plan: gold shipped, both rewards"].pairs.tolist() == [7, 7]
 
 
 def test_runs_made_anew_are_held_against_the_kept_ones(kept):
     runs = board.kept_runs(board.RUNS, board.MADE)
-    same = board.agreement(runs, {"ddpo": runs["ddpo"][:1]})
+    same = tables.agreement(runs, {"ddpo": runs["ddpo"][:1]})
     assert same["bit for bit"].tolist() == ["yes"]
     other = a_run([0, 1.0], [0, 0.3])
     other.folder = runs["ddpo"][0].folder
-    assert board.agreement(runs, {"ddpo": [other], "none": [other]})["bit for bit"].tolist() == ["no"]
+    assert tables.agreement(runs, {"ddpo": [other], "none": [other]})["bit for bit"].tolist() == ["no"]
 
 
 def test_the_check_asks_for_both_ends_and_orders_them_by_every_judge(kept):
@@ -444,6 +443,22 @@ def test_the_check_asks_for_both_ends_and_orders_them_by_every_judge(kept):
     one, two = a_run([0, 1], [0, 0.3], weights="x/best"), a_run([0, 1], [0, 0.2], weights="x/best")
     for run, gain in ((one, 0.1), (two, 0.2)):
         run.evaluations[-1] |= {"eval/other_gold/gain": gain, "eval/classifier_top1/gain": -gain}
-    shown = board.independent_check({"a": [two], "b": [one]}).set_index("method")
+    shown = tables.independent_check({"a": [two], "b": [one]}).set_index("method")
     assert list(shown.index) == ["b", "a"] and shown["rank by second gold"].tolist() == [2, 1]
     assert shown["rank by classifier"].tolist() == [1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------ the door
+
+
+def test_the_method_of_the_guide_trains_and_enters(place, tmp_path, monkeypatch):
+    conf = written_in("docs/guides/enter_your_method.md", tmp_path / "guide", monkeypatch)
+    train([("sign", "none")], tmp_path, {}, f"hydra.searchpath=[file://{conf}]")
+    assert torch.load(tmp_path / "sign-none.pt")["gradients"][0].norm() > 0
+    credit = sys.modules["src.algorithms.sign"].SignDDPO(clip_range=1.0, advantage_clip=5.0).credit
+    told = credit(torch.tensor([[0.2, 0.1], [-3.0, -2.0]]), torch.ones(2), None)
+    assert told.advantages.tolist() == [[1, 1], [-1, -1]]  # whatever their size
+    page = (ROOT / "docs/guides/enter_your_method.md").read_text()
+    (command,) = [line for line in page.splitlines() if line.startswith("experiments/leaderboard/run.sh enter")]
+    lines = the_lines("enter", *command.split()[2:])
+    assert len(lines) == 10 and all("algorithm=sign" in line for line in lines)

@@ -1,7 +1,5 @@
 """What holds for every algorithm and every regulariser: a kill costs nothing, two ranks are one. And how to add one."""
 
-import importlib.util
-import re
 import signal
 import socket
 import sys
@@ -12,9 +10,8 @@ import pytest
 import torch
 
 from tests.bandit import Bandit
-from tests.conftest import ROOT
 from tests.forked import call_forked, started_call
-from tests.methods import CASES, configured, run_in, train
+from tests.methods import CASES, configured, run_in, train, written_in
 from tests.test_bandit import D, G, S, assert_gradient, estimated_gradient
 from tests.test_resume import same, timeless, untimed
 
@@ -91,17 +88,7 @@ def test_two_ranks_take_the_steps_that_one_takes(case, trained):
 
 @pytest.fixture
 def added(tmp_path, monkeypatch) -> Path:
-    """The module and the YAML of docs/adding_an_algorithm.md, read out of it; the folder of configurations."""
-    page = (ROOT / "docs/adding_an_algorithm.md").read_text()
-    for place, content in re.findall(r"^`(\S+)`:\n\n<!-- [^>]* -->\n```\w+\n(.*?)^```", page, re.M | re.S):
-        path = tmp_path / place
-        path.parent.mkdir(parents=True)
-        path.write_text(content)
-    spec = importlib.util.spec_from_file_location("src.algorithms.rwr", tmp_path / "src/algorithms/rwr.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return tmp_path / "conf"
+    return written_in("docs/adding_an_algorithm.md", tmp_path, monkeypatch)
 
 
 def test_the_algorithm_of_the_guide_trains(added, tmp_path):

@@ -23,6 +23,7 @@ import src.run
 from hydra_plugins.overopt import joblib_launcher, submitit_launcher
 from hydra_plugins.overopt.jobs import died
 from src.config import default_of
+from src.errors import TrainingError
 from src.runs import sweeps
 from src.runs.folder import write_config, write_json
 from src.runs.sweeps import job_name, threads_of_a_job
@@ -64,6 +65,8 @@ def pretended(monkeypatch) -> list[SimpleNamespace]:
         ratio = config["reset"]["ratio"]
         if ratio == 0.9:
             raise ZeroDivisionError("nine tenths")
+        if ratio == 0.8:
+            raise TrainingError("a reward is not finite")
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
         write_json(folder / "summary.json", {"final": {"eval/gold/gain": 1 - (ratio - 0.3) ** 2}})
@@ -312,6 +315,15 @@ def test_a_search_is_not_after_the_luckiest_seed(sweep, pretended):
 def test_a_search_needs_something_to_search_for(sweep, pretended):
     code, told = sweep(*TINY, "reset.ratio=0.1,0.2", "hydra/sweeper=optuna")
     assert code == 2 and not pretended and "a search needs objective=" in told
+
+
+def test_a_failed_job_tells_its_exit_code_unless_it_is_a_bug(tmp_path, sweep, pretended):
+    code, _ = sweep(*TINY, "reset.ratio=0.9,0.8", "seed=7")
+    jobs = [json.loads(path.read_text()) for path in (tmp_path / "sweep/jobs").glob("*.json")]
+    assert code == 1 and {job["swept"][0]: job.get("exit_code") for job in jobs} == {
+        "reset.ratio=0.9": None,
+        "reset.ratio=0.8": 1,
+    }
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

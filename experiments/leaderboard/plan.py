@@ -123,7 +123,7 @@ def checks(rewards: Sequence[str], blocks: Sequence[str], other_gold: str) -> It
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.leaderboard.plan", description=__doc__)
     parser.add_argument("what", choices=("board", "tune", "anew", "check", "enter"))
-    parser.add_argument("options", nargs="*", help="handed on to every run; of `enter` first a name, then its overrides")
+    parser.add_argument("options", nargs="*", help="handed on to runs; of `enter` a name, and its overrides")
     parser.add_argument("--seeds", default="", help="blocks of seeds: '0 1 2 3 4', or '0,1 2,3,4'")
     parser.add_argument("--methods", default="", help="names of entries, all if empty")
     parser.add_argument("--rewards", default="")

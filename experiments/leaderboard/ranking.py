@@ -39,7 +39,12 @@ def ranking(found: pd.DataFrame, column: str = RANKS) -> pd.DataFrame:
     shown = shown.sort_values(column, ascending=False, kind="stable").reset_index(drop=True)
     shown.insert(0, "rank", shown[column].rank(method="min", ascending=False).astype(int))
     steps = compare(found, [column], list(pairwise(shown.arm)))
-    for name, shown_as in {"difference": "less the next", "low": "low", "high": "high", "p_adjusted": "p_adjusted"}.items():
+    for name, shown_as in {
+        "difference": "less the next",
+        "low": "low",
+        "high": "high",
+        "p_adjusted": "p_adjusted",
+    }.items():
         shown[shown_as] = [*(steps[name] if len(steps) else ()), np.nan]
     shown["told apart"] = [*(_told_apart(row) for _, row in steps.iterrows()), ""]
     return shown
@@ -76,7 +81,9 @@ def sequential_plan(found: pd.DataFrame, order: Sequence[str], column: str = RAN
     Intervals are at LEVEL, divided by the looks and by the contrasts. `apart`: 0 lies outside; `within 0.1`: all of it
     is nearer to 0 than that; `open`: neither. `seeds`: how many would find a difference of 0.1.
     """
-    contrasts = [pair for pair in dict.fromkeys([*combinations(order[:TOP], 2), *PAPERS]) if set(pair) <= set(found.arm)]
+    contrasts = [
+        pair for pair in dict.fromkeys([*combinations(order[:TOP], 2), *PAPERS]) if set(pair) <= set(found.arm)
+    ]
     level, rows = LEVEL / LOOKS / max(1, len(contrasts)), []
     wide = found.pivot(index="seed", columns="arm", values=column)
     for arm, other in contrasts:
@@ -92,7 +99,7 @@ def sequential_plan(found: pd.DataFrame, order: Sequence[str], column: str = RAN
 def _decided(row: dict) -> str:
     if row["low"] > 0 or row["high"] < 0:
         return "apart"
-    return f"within {DIFFERENCE}" if -DIFFERENCE < row["low"] and row["high"] < DIFFERENCE else "open"
+    return f"within {DIFFERENCE}" if row["low"] > -DIFFERENCE and row["high"] < DIFFERENCE else "open"
 
 
 def verdicts(found: dict[str, pd.DataFrame], predictions: Sequence[dict]) -> pd.DataFrame:
