@@ -226,12 +226,12 @@ def test_area_over_best_of_n_by_hand(monkeypatch):
     monkeypatch.setattr(Run, "control", property(lambda self: curve))
     # differences at 0, 0.4, 0.8, 1: 0, -0.2, 0, 0 and the method's gold 0, 0.2, 0.4, 0.4
     run = a_run([0, 0.8, 1.6], [0, 0.4, 0.4])
-    assert merit.area_over_best_of_n(run) == pytest.approx(-0.2 * 0.4 / 2 - 0.2 * 0.4 / 2)
+    assert merit.figures(run)["area_to_1"] == pytest.approx(-0.2 * 0.4 / 2 - 0.2 * 0.4 / 2)
     assert merit.area_over_best_of_n(run, to=1.2) == pytest.approx(-0.08)
     assert math.isnan(merit.area_over_best_of_n(run, to=1.4))  # where best of n ends before
-    assert math.isnan(merit.area_over_best_of_n(a_run([0, 0.8], [0, 0.4])))  # where the run does
+    assert math.isnan(merit.area_over_best_of_n(a_run([0, 0.8], [0, 0.4]), to=1))  # where the run does
     monkeypatch.setattr(Run, "control", property(lambda self: None))
-    assert math.isnan(merit.area_over_best_of_n(run))
+    assert math.isnan(merit.area_over_best_of_n(run, to=1))
 
 
 def test_of_an_ensemble_the_board_reads_the_first_member_and_the_watch_none():

@@ -27,7 +27,7 @@ from src.errors import TrainingError
 from src.runs import sweeps
 from src.runs.folder import write_config, write_json
 from src.runs.sweeps import job_name, threads_of_a_job
-from tests.conftest import TINY, run_command
+from tests.conftest import TINY, rows_of, run_command
 from tests.forked import run_forked
 from tests.test_resume import final_state, kill_at, same, timeless
 
@@ -324,6 +324,24 @@ def test_a_failed_job_tells_its_exit_code_unless_it_is_a_bug(tmp_path, sweep, pr
         "reset.ratio=0.9": None,
         "reset.ratio=0.8": 1,
     }
+
+
+def test_a_sweep_over_weights_of_ours_has_a_folder_for_each_and_finds_it_again(tmp_path, finished, sweep):
+    """Killed before it had summed up, it goes on; and then there is nothing left to do."""
+    command = [
+        "+experiment=evaluate",
+        f"weights='{finished}'",
+        "scale=[0.5]",
+        "logger=none",
+        "evaluation.max_prompts=2",
+    ]
+    code, told = sweep(*command, "threads=1")
+    (summary,) = (tmp_path / "sweep").glob("*/summary.json")
+    assert code == 0 and "done" in told
+    summary.unlink()
+    assert "resumed" in sweep(*command, "threads=1")[1] and summary.exists()
+    assert "skipped" in sweep(*command, "threads=1")[1]
+    assert [row["policy/scale"] for row in rows_of(summary.parent, "evaluation")] == [0, 0.5]
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

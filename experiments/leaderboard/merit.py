@@ -13,7 +13,6 @@ LEVELS = (1.0, 1.5, 2.0)  # gains of the trained reward that gold is read at
 DISTANCES = (20.0, 40.0)  # sqrt(KL), nats^(1/2), likewise
 WIDEST = 1.0  # of two evaluations that a reading lies between, base sd of the trained reward
 WIDEST_STEP = 20.0  # the same in sqrt(KL)
-AREA_TO = 1.0  # where the area between a method's curve and best of n's ends
 NAN = float("nan")
 Figures = dict[str, Any]
 
@@ -49,7 +48,7 @@ def figures(run: Run, levels: Sequence[float] = LEVELS) -> Figures:
     found |= {key: ends[key] for key in ("gold_peak", "gold_end", "held_out_gold_end")}
     found |= {f"vendi_at_{level:g}": read(proxy, seen.series("pictures/vendi"), level) for level in levels}
     found |= {f"sqrt_kl_at_{level:g}": read(proxy, kl, level) for level in levels}
-    found["area"] = area_over_best_of_n(seen)
+    found |= {f"area_to_{level:g}": area_over_best_of_n(seen, level) for level in levels}
     found |= {key: ends[key] for key in ("proxy_end", "kl_end", "overoptimization")}
     found |= {f"gap_at_{level:g}": gap(proxy, level) for level in levels}
     found |= {key: seen.evaluations[-1].get(key, NAN) for key in ("reward_queries", "reward_gradients")}
@@ -88,7 +87,7 @@ def read(x: Sequence[float], y: Sequence[float], level: float, widest: float = W
     return crossing(x, y, level) if gap(x, level) <= widest else NAN
 
 
-def area_over_best_of_n(run: Run, to: float = AREA_TO) -> float:
+def area_over_best_of_n(run: Run, to: float) -> float:
     """Area between gold over the trained reward, from 0 to `to`, and the same of best of n, base sd^2; above it is > 0.
 
     Both curves are straight between their points. nan where a run never gets there, or leaps, and where best of n is

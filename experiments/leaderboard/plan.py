@@ -114,7 +114,11 @@ def checks(rewards: Sequence[str], blocks: Sequence[str], other_gold: str) -> It
                 asked = overrides_of(entry, reward, seed, MADE)
                 if entry.takes or entry.tune:  # has trained
                     average = "/ema" if "regulariser=ema" in entry.overrides else ""
-                    asked = ["+experiment=evaluate", f"weights='{folder_of(entry, reward, seed, MADE)}/best{average}'"]
+                    asked = [
+                        "+experiment=evaluate",
+                        "threads=1",
+                        f"weights='{folder_of(entry, reward, seed, MADE)}/best{average}'",
+                    ]
                 job = Job(CHECKED / name, CHECK / name, [*asked, judge, *FRESH])
                 if not job.is_kept():
                     yield job

@@ -20,16 +20,17 @@ SHARED = ("evaluation.", "prompts.", "suite.base", "suite.judges.gold.", "policy
 SEEDS = 5  # of all methods
 BASELINE = "ddpo"
 AT = [f"{name}_at_{level:g}" for name in ("gold", "vendi", "sqrt_kl") for level in LEVELS]
+AREAS = [f"area_to_{level:g}" for level in LEVELS]
 AT_DISTANCE = ["gold_at_sqrt_kl_20", "gold_at_sqrt_kl_40"]
 OVER_THE_RUN = ["gold_peak", "gold_end", "held_out_gold_end"]
 MEANS = {
     "shipped": [RANKS, "held_out_gold_shipped", "proxy_shipped", "vendi_shipped", "shipped", "alarm"],
-    "at equal trained reward": [*AT, "area"],
+    "at equal trained reward": [*AT, *AREAS],
     "at equal KL, and over the whole run": [*AT_DISTANCE, *OVER_THE_RUN, "overoptimization", "proxy_end", "kl_end"],
     "cost": ["reward_queries", "reward_gradients", "optimizer_steps", "seconds"],
 }
 GOLD_AT = [f"gold_at_{level:g}" for level in LEVELS]
-COMPARED = [RANKS, "held_out_gold_shipped", *GOLD_AT, "vendi_at_1", "area", *AT_DISTANCE, *OVER_THE_RUN]
+COMPARED = [RANKS, "held_out_gold_shipped", *GOLD_AT, "vendi_at_1", *AREAS, *AT_DISTANCE, *OVER_THE_RUN]
 JUDGES = {"gold": "gold", "second gold": "other_gold", "classifier": "classifier_top1"}
 
 

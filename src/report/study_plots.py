@@ -136,6 +136,7 @@ def draw_families(families: dict[str, dict[str, Sequence[Run]]], target: Path, c
     """
     everything = [run for methods in families.values() for runs in methods.values() for run in runs]
     rewards = list(dict.fromkeys(run.trained for run in everything))
+    columns = min(columns, len(families))
     rows = -(-len(families) // columns)
     size = (3.4 * columns, 2.9 * rows * len(rewards))
     figure, axes = plt.subplots(rows * len(rewards), columns, figsize=size, squeeze=False, layout="constrained")

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.table import Table
 
-from src.config import check, default_of, default_values
+from src.config import Task, check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.files import make_folder, read_json, user_path, write_json, write_text
 from src.report.runs import IGNORED, find_runs, flat
@@ -238,7 +238,7 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
             raise UserError(f"{key}= is for single runs: a sweep resumes by itself, under hydra.sweep.dir.")
     if composed.threads is None:
         composed.threads = threads_of_a_job(HydraConfig.get().launcher)
-    cfg = check(composed)
+    cfg = check(_as_stored(composed))
     if not (folder / "config.yaml").exists():
         if folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ".tmp"} <= STARTED:
             shutil.rmtree(folder)
@@ -257,6 +257,15 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
         composed.run_dir = str(folder)
     run(composed)
     return "resumed"
+
+
+def _as_stored(composed: DictConfig) -> DictConfig:
+    """What a run of this will have in its folder: an evaluation of weights of ours is configured as their run was."""
+    if composed.task != Task.evaluate:
+        return composed
+    from src.tasks.evaluate import asked  # torch; not needed to skip jobs of other tasks
+
+    return asked(composed)
 
 
 def threads_of_a_job(launcher: Any) -> int | None:
