@@ -43,7 +43,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 LINKED = [*PAGES, *sorted((ROOT / "experiments").rglob("*.md")), ROOT / "src/mini/weights/README.md"]
 MARK = re.compile(r"<!-- (?:test: (\w+) ?([\w./]*)|not tested: (\S.*)) -->")
 RUN = "python -m src.run"
-MAINS = {"src.report": "src.report.__main__"}
+MAINS = {name: f"{name}.__main__" for name in ("src.report", "experiments.leaderboard")}
 BUDGET = ("iterations", "samples_per_iteration", "lr_ramp", "evaluation.every", "evaluation.samples_per_prompt")
 TINY = ["+debug=tiny", "evaluation.max_prompts=2", "logger.mode=disabled", "threads=1"]
 

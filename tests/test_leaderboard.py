@@ -1,7 +1,9 @@
 """The leaderboard: entries, commands, figures of merit, tuning, ranking; the whole on runs that a study keeps."""
 
 import math
+import os
 import shutil
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -37,8 +39,10 @@ def test_every_entry_composes(entry):
     asked = [*entry.asked("aesthetic", 3, choice), *(["weights=some"] if entry.weights_of else [])]
     cfg = check(composed(*asked))
     if entry.weights_of:
-        return
-    assert cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == tables.PICTURES
+        return  # as the run that they are of
+    assert (
+        cfg["threads"] == 1 and cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == tables.PICTURES
+    )
     told = cfg["suite"]["rewards"][cfg["train_reward"]]
     first = told.get("members", [told])[0]
     assert first == cfg["suite"]["rewards"]["aesthetic"]
@@ -88,6 +92,8 @@ def test_the_board_goes_seed_by_seed_with_what_tuning_has_chosen(place):
     assert all(("lr_factor=10" in line) == ("train_reward=hps" in line) and "logger=none" in line for line in told)
     with pytest.raises(UserError, match=r"grpo on hps is not tuned yet: run experiments/leaderboard/run.sh tune"):
         the_lines("board", methods="grpo")
+    with pytest.raises(UserError, match=r"num_steps=5 would make other runs than the board's"):
+        the_lines("board", "num_steps=5")
     with pytest.raises(UserError, match="METHODS=dpo is none of base, best_of_n"):
         the_lines("board", methods="dpo")
 
@@ -117,6 +123,15 @@ def test_tuning_has_eighty_runs_on_a_seed_of_its_own(place):
     lines = the_lines("tune")
     assert len(lines) == 80 and all(" seed=100 " in line for line in lines)
     assert sum("lr_factor=5 " in line for line in lines) == 40
+
+
+def test_the_script_hands_its_options_on_and_stops_at_what_it_cannot_plan():
+    command = [ROOT / "experiments/leaderboard/run.sh", "hydra/launcher=joblib", "logger=none"]
+    environment = os.environ | {"PYTHON": sys.executable, "METHODS": "base"}  # which has no run of its own
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "nothing is left to run\n"), done.stderr
+    done = subprocess.run([*command, "seed=9"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: seed=9 would make other runs")
 
 
 def test_a_method_of_somebody_elses(place):

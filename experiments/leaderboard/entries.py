@@ -11,7 +11,7 @@ import yaml
 
 from src.errors import UserError
 
-HERE = Path(__file__).parent
+HERE = Path("experiments/leaderboard")  # commands run in the repository's root
 RUNS, TUNING, CHECK = HERE / "runs", HERE / "tuning", HERE / "check"  # kept runs, a folder a method
 MADE = Path("multirun/leaderboard")  # where runs are made, likewise
 REWARDS = ("hps", "aesthetic")

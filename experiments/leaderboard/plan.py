@@ -36,6 +36,7 @@ TUNING_SEED = 100
 SHORT = ["evaluation.every=25", "callbacks.watch=null"]  # of tuning, which looks at the base and the end
 FRESH = ["evaluation.seed=1", "evaluation.samples_per_prompt=4"]  # pictures that no evaluation has drawn
 ENDS = 3  # how many from either end of the ranking are checked
+HOW = ("hydra/", "hydra.", "logger", "trainer")  # options that say how runs are run, and change nothing in them
 STUDY = [sys.executable, "-m", "src.run", "-m"]
 
 
@@ -143,6 +144,11 @@ def lines(args: argparse.Namespace) -> list[str]:
     rewards = some(args.rewards, list(REWARDS), "REWARDS")
     if args.what == "enter":
         return [job.line([]) for job in board([entered(options)], rewards, blocks, MADE, RUNS)]
+    if others := [option for option in options if not option.startswith(HOW)]:
+        raise UserError(
+            f"{others[0]} would make other runs than the board's; what may be handed on is how they are run, such as "
+            "hydra/launcher=joblib or logger=none."
+        )
     methods = [entries()[name] for name in some(args.methods, list(entries()), "METHODS")]
     jobs = {
         "board": lambda: board(methods, rewards, blocks, MADE, RUNS),

@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 what=board
 case ${1:-} in tune | anew | check | enter) what=$1 && shift ;; esac
-plan=$("${PYTHON:-.venv/bin/python}" -m experiments.leaderboard.plan "$what" --seeds "${SEEDS:-}" \
-  --methods "${METHODS:-}" --rewards "${REWARDS:-}" --other-gold "${OTHER_GOLD:-data/mini/other_gold}" "$@") || exit
+plan=$("${PYTHON:-.venv/bin/python}" -m experiments.leaderboard.plan "$what" "$@" --seeds "${SEEDS:-}" \
+  --methods "${METHODS:-}" --rewards "${REWARDS:-}" --other-gold "${OTHER_GOLD:-data/mini/other_gold}") || exit
 [ -z "$plan" ] && echo "nothing is left to run" && exit
 xargs -d '\n' -I {} -P "${JOBS:-1}" bash -c '{}' <<< "$plan"
