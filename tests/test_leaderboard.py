@@ -12,18 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 from experiments.leaderboard import __main__ as board
 from experiments.leaderboard import entries as listed
 from experiments.leaderboard import merit, plan, ranking, tables, tuning
-from experiments.leaderboard.entries import entries
+from experiments.leaderboard.entries import REWARDS, entries
 from src.config import check
 from src.errors import UserError
 from src.report.runs import Run
 from tests.conftest import ROOT, composed
-from tests.methods import train, written_in
 
 NAN = float("nan")
 ALL = list(entries().values())
@@ -285,7 +283,7 @@ def table(**golds) -> pd.DataFrame:
 
 def test_the_ranking_tells_neighbours_apart_or_not():
     found = table(low=[0.1, 0.1, 0.1], high=[0.51, 0.52, 0.53], near=[0.5, 0.53, 0.52], also_low=[0.1, 0.1, 0.1])
-    shown = ranking.ranking(ranking.over_rewards(found)).set_index("arm")
+    shown = ranking.ranking(ranking.over_rewards(found, REWARDS)).set_index("arm")
     assert list(shown.index) == ["high", "near", "also_low", "low"] and list(shown["rank"]) == [1, 2, 3, 3]
     assert list(shown["told apart"]) == ["no", "yes", "tie", ""]
     assert shown.gold_shipped["high"] == pytest.approx(1.02) and shown.seeds["high"] == 3
@@ -299,8 +297,8 @@ def test_the_ranking_tells_neighbours_apart_or_not():
 def test_a_seed_that_lacks_a_reward_is_in_no_mean_over_rewards():
     found = table(a=[0.1, 0.2])
     part = found[(found.train_reward == "hps") | (found.seed == 0)]
-    assert ranking.over_rewards(part).seed.tolist() == [0]
-    assert ranking.in_order(table(a=[0.1], b=[0.2]).rename(columns={"arm": "method"})) == ["b", "a"]
+    assert ranking.over_rewards(part, REWARDS).seed.tolist() == [0]
+    assert ranking.in_order(table(a=[0.1], b=[0.2]).rename(columns={"arm": "method"}), REWARDS) == ["b", "a"]
 
 
 @pytest.mark.parametrize(("sd", "seeds"), [(1.0, 34), (0.5, 10), (0.0, 2)])
@@ -312,7 +310,9 @@ def test_seeds_that_a_paired_t_test_needs(sd, seeds):
 
 def test_the_sequential_plan_by_hand():
     found = table(tdpo=[0.1, 0.2, 0.3], ddpo=[0.1, 0.21, 0.29], tdpo_r=[0.1, 0.3, 0.2], best=[2.0, 2.11, 2.19])
-    rows = ranking.sequential_plan(ranking.over_rewards(found), ["best", "tdpo_r"]).set_index(["arm", "against"])
+    rows = ranking.sequential_plan(ranking.over_rewards(found, REWARDS), ["best", "tdpo_r"]).set_index(
+        ["arm", "against"]
+    )
     assert list(rows.index) == [("best", "tdpo_r"), ("tdpo_r", "tdpo"), ("tdpo", "ddpo")]
     row = rows.loc[("tdpo", "ddpo")]  # 0, -0.01, 0.01 at 0.05 / 2 looks / 3 contrasts: t(1 - 0.0041667, 2) = 10.886
     assert row.sd == pytest.approx(0.01) and row.high == pytest.approx(10.886 * 0.01 / math.sqrt(3), rel=1e-3)
@@ -348,7 +348,7 @@ def test_the_readme_has_every_prediction_and_each_can_be_checked():
         assert {each["arm"], each["against"]} <= entries().keys() and each["outcome"] in columns
     shown = ranking.verdicts({}, predictions)
     assert set(shown.verdict) == {"not run"} and len(shown) == len(predictions)
-    both = ranking.over_rewards(table(tdpo=[0.1, 0.2, 0.3], ddpo=[0.1, 0.21, 0.29]))
+    both = ranking.over_rewards(table(tdpo=[0.1, 0.2, 0.3], ddpo=[0.1, 0.21, 0.29]), REWARDS)
     judged = ranking.verdicts({"both": both}, predictions[:1])
     assert judged.verdict.tolist() == ["holds"] and judged.pairs.tolist() == [3]
 
@@ -434,6 +434,14 @@ def test_seeds_beyond_the_first_five_count_in_the_plan_alone(place):
     assert made["The sequential plan: gold shipped, both rewards"].pairs.tolist() == [7, 7]
 
 
+def test_a_block_under_way_has_tables_of_what_there_is(place):
+    one = tables.rows_of({"ddpo": [a_run([0, 1.0], [0, 0.3])]})
+    other = tables.rows_of({"tdpo": [a_run([0, 1.0], [0, 0.2])]}).assign(train_reward="aesthetic")
+    made = tables.tables_of(pd.concat([one, other]))  # no method has both rewards yet
+    assert "Ranking by gold shipped, on hps" in made and "Ranking by gold shipped, both rewards" not in made
+    assert set(made["Predictions"].verdict) == {"not run"}
+
+
 def test_runs_made_anew_are_held_against_the_kept_ones(kept):
     runs = board.kept_runs(board.RUNS, board.MADE)
     same = tables.agreement(runs, {"ddpo": runs["ddpo"][:1]})
@@ -466,13 +474,7 @@ def test_the_check_asks_for_both_ends_and_orders_them_by_every_judge(kept):
 # ------------------------------------------------------------------------------------------------------------ the door
 
 
-def test_the_method_of_the_guide_trains_and_enters(place, tmp_path, monkeypatch):
-    conf = written_in("docs/guides/enter_your_method.md", tmp_path / "guide", monkeypatch)
-    train([("sign", "none")], tmp_path, {}, f"hydra.searchpath=[file://{conf}]")
-    assert torch.load(tmp_path / "sign-none.pt")["gradients"][0].norm() > 0
-    credit = sys.modules["src.algorithms.sign"].SignDDPO(clip_range=1.0, advantage_clip=5.0).credit
-    told = credit(torch.tensor([[0.2, 0.1], [-3.0, -2.0]]), torch.ones(2), None)
-    assert told.advantages.tolist() == [[1, 1], [-1, -1]]  # whatever their size
+def test_the_command_of_the_guide_has_ten_runs(place):
     page = (ROOT / "docs/guides/enter_your_method.md").read_text()
     (command,) = [line for line in page.splitlines() if line.startswith("experiments/leaderboard/run.sh enter")]
     lines = the_lines("enter", *command.split()[2:])

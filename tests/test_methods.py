@@ -103,3 +103,12 @@ def test_the_algorithm_of_the_guide_has_the_gradient_that_it_says(added):
     algorithm, bandit = sys.modules["src.algorithms.rwr"].RWR(temperature=0.5), Bandit(std=S)
     ratio = bandit.alpha_bar / (1 - bandit.alpha_bar)
     assert_gradient(estimated_gradient(algorithm, bandit, chunks=20, n=20_000), -2 * ratio / D * S**2 * G / 0.5)
+
+
+def test_the_method_of_the_leaderboards_guide_trains(tmp_path, monkeypatch):
+    conf = written_in("docs/guides/enter_your_method.md", tmp_path, monkeypatch)
+    train([("sign", "none")], tmp_path, {}, f"hydra.searchpath=[file://{conf}]")
+    assert torch.load(tmp_path / "sign-none.pt")["gradients"][0].norm() > 0
+    credit = sys.modules["src.algorithms.sign"].SignDDPO(clip_range=1.0, advantage_clip=5.0).credit
+    told = credit(torch.tensor([[0.2, 0.1], [-3.0, -2.0]]), torch.ones(2), None)
+    assert told.advantages.tolist() == [[1, 1], [-1, -1]]  # whatever their size

@@ -107,9 +107,9 @@ def tried_overrides(entry: Entry, reward: str, tried: Sequence[str]) -> list[str
 def checks(rewards: Sequence[str], blocks: Sequence[str], other_gold: str) -> Iterator[Job]:
     """Fresh pictures of the top and the bottom of the ranking, judged by a second gold as well."""
     judge = f"+suite.judges.other_gold={{_target_:src.mini.gold.GoldAnnotator,path:'{other_gold}'}}"
-    order = [name for name in in_order(pd.read_csv(HERE / "results.csv")) if entries()[name].runs]
-    for name in dict.fromkeys([*order[:ENDS], *order[-ENDS:]]):
-        entry = entries()[name]
+    order = in_order(pd.read_csv(HERE / "results.csv"), REWARDS)
+    listed = [entries()[name] for name in order if name in entries() and entries()[name].runs]
+    for entry in dict.fromkeys([*listed[:ENDS], *listed[-ENDS:]]):
         for reward in rewards:
             for seed in (seed for block in blocks for seed in block.split(",")):
                 asked = overrides_of(entry, reward, seed, MADE)
@@ -120,7 +120,7 @@ def checks(rewards: Sequence[str], blocks: Sequence[str], other_gold: str) -> It
                         "threads=1",
                         f"weights='{folder_of(entry, reward, seed, MADE)}/best{average}'",
                     ]
-                job = Job(CHECKED / name, CHECK / name, [*asked, judge, *FRESH])
+                job = Job(CHECKED / entry.name, CHECK / entry.name, [*asked, judge, *FRESH])
                 if not job.is_kept():
                     yield job
 

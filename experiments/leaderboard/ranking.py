@@ -17,16 +17,16 @@ TOP = 5
 PAPERS = [("tdpo_r", "tdpo"), ("tdpo", "ddpo")]
 
 
-def over_rewards(found: pd.DataFrame) -> pd.DataFrame:
-    """The mean over rewards of each method and seed, of those that have all rewards of the table."""
-    count = found.train_reward.nunique()
-    whole = found.groupby(["arm", "seed"]).filter(lambda part: part.train_reward.nunique() == count)
-    return whole.groupby(["arm", "seed"], as_index=False).mean(numeric_only=True)
+def over_rewards(found: pd.DataFrame, rewards: Sequence[str]) -> pd.DataFrame:
+    """The mean over these rewards of each method and seed, of those that have all of them."""
+    each = found[found.train_reward.isin(rewards)].groupby(["arm", "seed"])
+    whole = each.train_reward.nunique() == len(rewards)
+    return each.mean(numeric_only=True)[whole].reset_index()
 
 
-def in_order(results: pd.DataFrame) -> list[str]:
-    """Methods of results.csv from the best to the worst, over all rewards."""
-    return list(ranking(over_rewards(results.rename(columns={"method": "arm"}))).arm)
+def in_order(results: pd.DataFrame, rewards: Sequence[str]) -> list[str]:
+    """Methods of results.csv from the best to the worst, over all these rewards."""
+    return list(ranking(over_rewards(results.rename(columns={"method": "arm"}), rewards)).arm)
 
 
 def ranking(found: pd.DataFrame, column: str = RANKS) -> pd.DataFrame:

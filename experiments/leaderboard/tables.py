@@ -76,19 +76,20 @@ def tables_of(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     Seeds beyond the first five count in the sequential plan alone.
     """
+    found = found[found.train_reward.isin(REWARDS)]
     first = found[found.seed < SEEDS]
-    by_reward = {reward: first[first.train_reward == reward] for reward in REWARDS if reward in set(first.train_reward)}
-    both = over_rewards(first) if len(by_reward) == len(REWARDS) else None
-    tables, parts = {}, by_reward if both is None else {"both": both} | by_reward
+    both, by_reward = over_rewards(first, REWARDS), {reward: first[first.train_reward == reward] for reward in REWARDS}
+    parts = {name: part for name, part in ({"both": both} | by_reward).items() if len(part)}
+    tables = {}
     for name, part in parts.items():
         tables[f"Ranking by gold shipped, {'both rewards' if name == 'both' else f'on {name}'}"] = ranking(part)
     predictions = yaml.safe_load((HERE / "predictions.yaml").read_text(encoding="utf-8"))
     tables["Predictions"] = verdicts(parts, predictions)
-    if both is not None:
-        planned = sequential_plan(over_rewards(found), list(ranking(both).arm))
+    if len(both):
+        planned = sequential_plan(over_rewards(found, REWARDS), list(ranking(both).arm))
         tables["The sequential plan: gold shipped, both rewards"] = planned
-    for reward, part in by_reward.items():
-        tables |= tables_on(reward, part)
+    for reward in (reward for reward in REWARDS if reward in parts):
+        tables |= tables_on(reward, parts[reward])
     listed = [{"method": e.name, "": e.title, "source": e.source, "asks": e.asks} for e in entries().values()]
     return tables | {"Entries": pd.DataFrame(listed)}
 

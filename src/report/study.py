@@ -279,11 +279,12 @@ def paired(difference: pd.Series) -> dict[str, float]:
     unknown = dict.fromkeys(("low", "high", "d", "p"), float("nan"))
     if len(difference) < 2:
         return {"difference": difference.mean()} | unknown
+    mean, spread = difference.mean(), difference.std()
+    if spread == 0:  # runs that do the same, such as two that are shipped before they part
+        return {"difference": mean, "low": mean, "high": mean, "d": float("nan"), "p": 0.0 if mean else float("nan")}
     test = stats.ttest_1samp(difference, 0.0)
     low, high = test.confidence_interval(0.95)
-    spread = difference.std()
-    d = difference.mean() / spread if spread > 0 else float("nan")
-    return {"difference": difference.mean(), "low": low, "high": high, "d": d, "p": test.pvalue}
+    return {"difference": mean, "low": low, "high": high, "d": mean / spread, "p": test.pvalue}
 
 
 def validity(found: pd.DataFrame, arm: str, column: str, above: float) -> pd.DataFrame:
