@@ -1,10 +1,14 @@
 """Every algorithm, and every regulariser with DDPO, as small as a run can be; found in conf/, as new ones will be."""
 
+import importlib.util
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hydra.utils import get_object
 from lightning import Callback
@@ -96,3 +100,18 @@ def train(cases: list[Case], folder: Path, place: dict[str, str], *overrides: st
             averaged = [value.flatten() for value in finetuner.averaged or []]
             row = {key: value for key, value in finetuner.latest.items() if key != "seconds"}
             torch.save({"row": row, "gradients": kept, "averaged": averaged}, folder / f"{'-'.join(case)}.pt")
+
+
+def written_in(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Writes the files that a guide tells to write, and imports its modules; returns the folder of configurations."""
+    text = (ROOT / page).read_text()
+    for place, content in re.findall(r"^`(\S+)`:\n\n<!-- [^>]* -->\n```\w+\n(.*?)^```", text, re.M | re.S):
+        path = folder / place
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        if path.suffix == ".py":
+            spec = importlib.util.spec_from_file_location(place.removesuffix(".py").replace("/", "."), path)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, spec.name, module)
+            spec.loader.exec_module(module)
+    return folder / "conf"

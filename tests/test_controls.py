@@ -75,6 +75,16 @@ def test_each_block_goes_on_from_the_candidate_whose_predicted_x_0_scores_best(b
     torch.testing.assert_close(drawn[0], starts[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("control", [CoDe(2, 2), DAS(2, 1.0)], ids=["code", "das"])
+def test_another_seed_of_the_run_draws_others_beside_the_pictures_own(control):
+    policy, options = GaussianChain(4), {"n": 2} if isinstance(control, CoDe) else {"particles": 2, "alpha": 1.0}
+    drawn = []
+    for control.seed in (0, 0, 1):
+        drawn.append(control.draw(policy, linear(), ["x"] * 4, [1, 2, 3, 4], **options))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert streams([7], 2, 1)[0] == streams([7], 2)[0] == 7 and streams([7], 2, 1)[1] != streams([7], 2)[1]
+
+
 def test_more_candidates_and_more_blocks_score_higher():
     policy, reward, seeds = GaussianChain(4), linear(), list(range(400))
     means = {

@@ -46,7 +46,7 @@ OTHERS = [ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").rglob("*.md")), 
 LINKED = [*PAGES, *OTHERS]
 MARK = re.compile(r"<!-- (?:test: (\w+) ?([\w./]*)|not tested: (\S.*)) -->")
 RUN = "python -m src.run"
-MAINS = {"src.report": "src.report.__main__"}
+MAINS = {name: f"{name}.__main__" for name in ("src.report", "experiments.leaderboard")}
 BUDGET = ("iterations", "samples_per_iteration", "lr_ramp", "evaluation.every", "evaluation.samples_per_prompt")
 TINY = ["+debug=tiny", "evaluation.max_prompts=2", "logger.mode=disabled", "threads=1"]
 

@@ -52,6 +52,33 @@ def test_what_is_kept_is_not_touched_and_the_same_run_makes_the_same_file(tmp_pa
     assert sorted(path.name for path in kept.iterdir()) == [file.name]
 
 
+def test_a_run_that_had_to_stop_is_kept_with_its_reason_and_not_one_that_can_go_on(tmp_path):
+    runs, kept = tmp_path / "runs", tmp_path / "kept"
+    (runs / "jobs").mkdir(parents=True)
+    for name, told in {
+        "nan": {"state": "failed", "exit_code": 1, "sentence": "a reward is not finite"},
+        "killed": {"state": "running"},
+        "misspelt": {"state": "failed", "exit_code": 2, "sentence": "no such reward"},
+        "bug": {"state": "failed", "sentence": "KeyError"},
+    }.items():
+        a_folder(runs, name, finished=False)
+        (runs / f"jobs/{name}.json").write_text(json.dumps({"job": name} | told))
+    assert [path.name for path in keep(runs, kept)] == ["nan.tar.xz"]
+    shutil.rmtree(runs)
+    (folder,) = restore(kept, runs)
+    assert json.loads((folder / "stopped.json").read_text()) == {"sentence": "a reward is not finite"}
+    (run,) = find_runs([str(runs)])
+    assert run.had_to_stop and not run.finished
+    assert restore(kept, runs) == []  # it is there
+
+
+def test_checkpoints_of_what_is_kept_can_be_removed(tmp_path):
+    done, going = a_folder(tmp_path / "runs", "done"), a_folder(tmp_path / "runs", "going", finished=False)
+    (done / "unet").mkdir()
+    keep(tmp_path / "runs", tmp_path / "kept", light=True)
+    assert not (done / "checkpoints").exists() and (done / "unet").exists() and (going / "checkpoints").exists()
+
+
 def test_what_is_no_kept_run_is_told_and_leaves_nothing(tmp_path):
     (tmp_path / "kept").mkdir()
     a_folder(tmp_path / "elsewhere", "seed=0")

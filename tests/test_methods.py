@@ -1,7 +1,5 @@
 """What holds for every algorithm and every regulariser: a kill costs nothing, two ranks are one. And how to add one."""
 
-import importlib.util
-import re
 import signal
 import socket
 import sys
@@ -12,9 +10,8 @@ import pytest
 import torch
 
 from tests.bandit import Bandit
-from tests.conftest import ROOT
 from tests.forked import call_forked, started_call
-from tests.methods import CASES, configured, run_in, train
+from tests.methods import CASES, configured, run_in, train, written_in
 from tests.test_bandit import D, G, S, assert_gradient, estimated_gradient
 from tests.test_resume import same, timeless, untimed
 
@@ -91,17 +88,7 @@ def test_two_ranks_take_the_steps_that_one_takes(case, trained):
 
 @pytest.fixture
 def added(tmp_path, monkeypatch) -> Path:
-    """The module and the YAML of docs/adding_an_algorithm.md, read out of it; the folder of configurations."""
-    page = (ROOT / "docs/adding_an_algorithm.md").read_text()
-    for place, content in re.findall(r"^`(\S+)`:\n\n<!-- [^>]* -->\n```\w+\n(.*?)^```", page, re.M | re.S):
-        path = tmp_path / place
-        path.parent.mkdir(parents=True)
-        path.write_text(content)
-    spec = importlib.util.spec_from_file_location("src.algorithms.rwr", tmp_path / "src/algorithms/rwr.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return tmp_path / "conf"
+    return written_in("docs/adding_an_algorithm.md", tmp_path, monkeypatch)
 
 
 def test_the_algorithm_of_the_guide_trains(added, tmp_path):
@@ -116,3 +103,12 @@ def test_the_algorithm_of_the_guide_has_the_gradient_that_it_says(added):
     algorithm, bandit = sys.modules["src.algorithms.rwr"].RWR(temperature=0.5), Bandit(std=S)
     ratio = bandit.alpha_bar / (1 - bandit.alpha_bar)
     assert_gradient(estimated_gradient(algorithm, bandit, chunks=20, n=20_000), -2 * ratio / D * S**2 * G / 0.5)
+
+
+def test_the_method_of_the_leaderboards_guide_trains(tmp_path, monkeypatch):
+    conf = written_in("docs/guides/enter_your_method.md", tmp_path, monkeypatch)
+    train([("sign", "none")], tmp_path, {}, f"hydra.searchpath=[file://{conf}]")
+    assert torch.load(tmp_path / "sign-none.pt")["gradients"][0].norm() > 0
+    credit = sys.modules["src.algorithms.sign"].SignDDPO(clip_range=1.0, advantage_clip=5.0).credit
+    told = credit(torch.tensor([[0.2, 0.1], [-3.0, -2.0]]), torch.ones(2), None)
+    assert told.advantages.tolist() == [[1, 1], [-1, -1]]  # whatever their size

@@ -23,10 +23,11 @@ import src.run
 from hydra_plugins.overopt import joblib_launcher, submitit_launcher
 from hydra_plugins.overopt.jobs import died
 from src.config import default_of
+from src.errors import TrainingError
 from src.runs import sweeps
 from src.runs.folder import write_config, write_json
 from src.runs.sweeps import job_name, threads_of_a_job
-from tests.conftest import TINY, run_command
+from tests.conftest import TINY, rows_of, run_command
 from tests.forked import run_forked
 from tests.test_resume import final_state, kill_at, same, timeless
 
@@ -64,6 +65,8 @@ def pretended(monkeypatch) -> list[SimpleNamespace]:
         ratio = config["reset"]["ratio"]
         if ratio == 0.9:
             raise ZeroDivisionError("nine tenths")
+        if ratio == 0.8:
+            raise TrainingError("a reward is not finite")
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
         write_json(folder / "summary.json", {"final": {"eval/gold/gain": 1 - (ratio - 0.3) ** 2}})
@@ -312,6 +315,33 @@ def test_a_search_is_not_after_the_luckiest_seed(sweep, pretended):
 def test_a_search_needs_something_to_search_for(sweep, pretended):
     code, told = sweep(*TINY, "reset.ratio=0.1,0.2", "hydra/sweeper=optuna")
     assert code == 2 and not pretended and "a search needs objective=" in told
+
+
+def test_a_failed_job_tells_its_exit_code_unless_it_is_a_bug(tmp_path, sweep, pretended):
+    code, _ = sweep(*TINY, "reset.ratio=0.9,0.8", "seed=7")
+    jobs = [json.loads(path.read_text()) for path in (tmp_path / "sweep/jobs").glob("*.json")]
+    assert code == 1 and {job["swept"][0]: job.get("exit_code") for job in jobs} == {
+        "reset.ratio=0.9": None,
+        "reset.ratio=0.8": 1,
+    }
+
+
+def test_a_sweep_over_weights_of_ours_has_a_folder_for_each_and_finds_it_again(tmp_path, finished, sweep):
+    """Killed before it had summed up, it goes on; and then there is nothing left to do."""
+    command = [
+        "+experiment=evaluate",
+        f"weights='{finished}'",
+        "scale=[0.5]",
+        "logger=none",
+        "evaluation.max_prompts=2",
+    ]
+    code, told = sweep(*command, "threads=1")
+    (summary,) = (tmp_path / "sweep").glob("*/summary.json")
+    assert code == 0 and "done" in told
+    summary.unlink()
+    assert "resumed" in sweep(*command, "threads=1")[1] and summary.exists()
+    assert "skipped" in sweep(*command, "threads=1")[1]
+    assert [row["policy/scale"] for row in rows_of(summary.parent, "evaluation")] == [0, 0.5]
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])

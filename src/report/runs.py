@@ -63,6 +63,7 @@ CHOICES_OF_CONTROLS = {  # whose cost is one picture's
     ),
     "kl": KL,
 }
+STOPPED = "stopped.json"  # in the folder of a kept run that had to stop, such as at a NaN: why
 CONTROLS = ("best_of_n", "code", "das")  # tasks that train nothing
 
 
@@ -95,6 +96,11 @@ class Run:
         whole = bool(self.iterations) and self.evaluations[-1]["iteration"] >= self.config["iterations"]
         return whole or (self.folder / "summary.json").exists()
 
+    @property
+    def had_to_stop(self) -> bool:
+        """Whether it ended at a fault of training, such as a NaN; known of kept runs."""
+        return (self.folder / STOPPED).exists()
+
     def value(self, key: str) -> Any:
         """Of a key joined by dots; of a component's option or a top-level key younger than the run, its default."""
         return self._flat[key] if key in self._flat else _younger(self.config, key)
@@ -114,6 +120,13 @@ class Run:
         judges = list(self.config["suite"].get("judges") or {})
         others = [name for name in self.config["suite"]["rewards"] if name != self.trained]
         return [self.trained, *others, *judges]
+
+    @property
+    def others(self) -> list[str]:
+        """Names of the rewards that neither are trained on nor part of what is, such as an ensemble's members."""
+        rewards = self.config["suite"]["rewards"]
+        members = rewards[self.trained].get("members", [])
+        return [name for name in rewards if name != self.trained and rewards[name] not in members]
 
     def series(self, key: str, rows: list[Row] | None = None) -> list[float | int]:
         """A key's values, row by row, nan where a row lacks it; of the evaluations, or other rows."""
@@ -337,10 +350,10 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(runs: list[Run]) -> list[str]:
-    """Keys that are not the same in all runs."""
+def differences(runs: list[Run], begin: tuple[str, ...] = ("",)) -> list[str]:
+    """Keys that are not the same in all runs, of those that begin with one of these."""
     configs = [flat({k: v for k, v in run.config.items() if k not in IGNORED}) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)
+    keys = dict.fromkeys(key for config in configs for key in config if key.startswith(begin))
     return [key for key in keys if len({json.dumps(run.value(key), default=str) for run in runs}) > 1]
 
 

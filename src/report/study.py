@@ -37,10 +37,7 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
     reaches L, linear between evaluations; nan where it never does. What the critic says is a mean of the later half.
     """
     gold, proxy = run.series(f"eval/{JUDGE}/gain"), run.series(f"eval/{run.trained}/gain")
-    rewards = run.config["suite"]["rewards"]
-    trained_on = rewards[run.trained].get("members", [])  # of an ensemble
-    names = [name for name in rewards if name != run.trained and rewards[name] not in trained_on]
-    cross = [float(np.mean([row[f"eval/{name}/gain"] for name in names])) for row in run.evaluations]
+    cross = [float(np.mean([row[f"eval/{name}/gain"] for name in run.others])) for row in run.evaluations]
     peak = int(np.argmax(gold))
     last = run.evaluations[-1]
     later_half = run.iterations[len(run.iterations) // 2 :]
@@ -164,7 +161,15 @@ def table(
 
 
 def _require_one_setting(runs: list[Run], varied: Sequence[str]) -> None:
-    stray = [key for key in differences(runs) if not key.startswith(tuple(varied))]
+    _refuse(runs, [key for key in differences(runs) if not key.startswith(tuple(varied))])
+
+
+def require_same(runs: list[Run], shared: Sequence[str], but: Sequence[str] = ()) -> None:
+    """Raises UserError where runs differ in a key that begins with one of `shared`, unless it is one of `but`."""
+    _refuse(runs, [key for key in differences(runs, tuple(shared)) if key not in but])
+
+
+def _refuse(runs: list[Run], stray: list[str]) -> None:
     if stray:
         values = {str(run.value(stray[0])): run.folder for run in runs}
         told = ", ".join(f"{value} in {folder}" for value, folder in list(values.items())[:2])
@@ -275,11 +280,12 @@ def paired(difference: pd.Series) -> dict[str, float]:
     unknown = dict.fromkeys(("low", "high", "d", "p"), float("nan"))
     if len(difference) < 2:
         return {"difference": difference.mean()} | unknown
+    mean, spread = difference.mean(), difference.std()
+    if spread == 0:  # runs that do the same, such as two that are shipped before they part
+        return {"difference": mean, "low": mean, "high": mean, "d": float("nan"), "p": 0.0 if mean else float("nan")}
     test = stats.ttest_1samp(difference, 0.0)
     low, high = test.confidence_interval(0.95)
-    spread = difference.std()
-    d = difference.mean() / spread if spread > 0 else float("nan")
-    return {"difference": difference.mean(), "low": low, "high": high, "d": d, "p": test.pvalue}
+    return {"difference": mean, "low": low, "high": high, "d": mean / spread, "p": test.pvalue}
 
 
 def validity(found: pd.DataFrame, arm: str, column: str, above: float) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from src.report.runs import CHOICES, Run
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+LOWEST = -2.0  # gold that panels of families go down to, base sd
 PER_PICTURE = ("reward_queries", "reward_gradients", "iteration")  # what controls count otherwise than training does
 
 
@@ -126,3 +127,56 @@ def draw_differences(panels: dict[str, pd.DataFrame], target: Path) -> None:
     axes.flat[0].invert_yaxis()
     figure.savefig(target, dpi=110)
     plt.close(figure)
+
+
+def draw_families(families: dict[str, dict[str, Sequence[Run]]], target: Path, columns: int = 4) -> None:
+    """Gold over the trained reward: for each reward that runs train on, a panel for each family of methods.
+
+    A line is a method's mean over its seeds, evaluation by evaluation, of those of its runs that have as many as any;
+    grey are the methods of other families, and dotted is best of n, where the suite knows it.
+    """
+    everything = [run for methods in families.values() for runs in methods.values() for run in runs]
+    rewards = list(dict.fromkeys(run.trained for run in everything))
+    columns = min(columns, len(families))
+    rows = -(-len(families) // columns)
+    size = (3.4 * columns, 2.9 * rows * len(rewards))
+    figure, axes = plt.subplots(rows * len(rewards), columns, figsize=size, squeeze=False, layout="constrained")
+    for k, reward in enumerate(rewards):
+        panels = list(axes[k * rows : (k + 1) * rows].flat)
+        lines = {
+            family: {name: _mean_curve([r for r in runs if r.trained == reward]) for name, runs in methods.items()}
+            for family, methods in families.items()
+        }
+        control = next((run.control for run in everything if run.trained == reward and run.control), None)
+        for axis, family in zip(panels, families, strict=False):
+            _draw_family(axis, lines, family, control)
+            axis.set_title(f"{family}, on {reward}", fontsize=10)
+            axis.set(xlabel=f"{reward}, gain [base sd]", ylabel="gold, gain [base sd]")
+        for axis in panels[len(families) :]:
+            axis.set_visible(False)
+    figure.savefig(target, dpi=100)
+    plt.close(figure)
+
+
+def _mean_curve(runs: Sequence[Run]) -> np.ndarray | None:
+    """Trained reward and gold, a row an evaluation; None of no runs."""
+    curves = [np.array([run.series(f"eval/{name}/gain") for name in (run.trained, "gold")]).T for run in runs]
+    longest = max(map(len, curves), default=0)
+    whole = [curve for curve in curves if len(curve) == longest]
+    return np.mean(whole, axis=0) if whole else None
+
+
+def _draw_family(axis: Any, lines: dict[str, dict[str, Any]], chosen: str, control: dict[str, Any] | None) -> None:
+    for family, methods in lines.items():
+        for curve in methods.values():
+            if family != chosen and curve is not None:
+                axis.plot(*curve.T, color="#DDDDDD", linewidth=0.8)
+    if control:
+        axis.plot(control["proxy"], control["judge"], color="#7A7A7A", linestyle=":", linewidth=1.5, label="best of n")
+    drawn = [(name, curve) for name, curve in lines[chosen].items() if curve is not None]
+    for k, (name, curve) in enumerate(drawn):
+        axis.plot(*curve.T, color=COLOURS[k % len(COLOURS)], marker=".", markersize=3, linewidth=1.5, label=name)
+    axis.axhline(0, color="#999999", linewidth=0.6)
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], LOWEST))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=7)

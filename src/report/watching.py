@@ -32,6 +32,38 @@ class Detection:
         return None if self.alarm is None else self.alarm - self.judge_peak
 
 
+def followed(run: Run, signal: Signal) -> list[float] | None:
+    """What a watch follows, evaluation by evaluation, as the callback does; None where one lacks what it needs."""
+    found = [signal_of(row, run.trained, run.others, signal) for row in run.evaluations]
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What a run's own watch says, asked by nothing but its rows."""
+
+    index: int  # of the evaluation whose weights it would ship; 0 is the base
+    alarm: bool
+
+
+def shipment(run: Run) -> Shipment | None:
+    """What the run's watch would ship, by its options; None without a watch, or where it lacks what it follows.
+
+    Where there is no alarm, that is what it kept last. Of a control, or of weights by degrees, in which no watch has
+    spoken, the same rule is asked of the settings, in their order.
+    """
+    watch = (run.config.get("callbacks") or {}).get("watch")
+    if not watch:
+        return None
+    signals = followed(run, watch["signal"])
+    if signals is None:
+        return None
+    index = kept_index(signals, watch["margin"], watch["patience"], watch["keep"])
+    alarm = alarm_index(signals, watch["margin"], watch["patience"])
+    return None if index is None else Shipment(index, alarm is not None)
+
+
 def detect(
     run: Run,
     signal: Signal,
@@ -41,11 +73,8 @@ def detect(
     judge: str = "gold",
 ) -> Detection | None:
     """What a watch with these options would have said of a run; None without a judge or what the signal needs."""
-    names = list(run.config["suite"]["rewards"])
-    signals = [signal_of(row, run.trained, names, signal) for row in run.evaluations]
-    known = [value for value in signals if value is not None]
-    gold = run.series(f"eval/{judge}/gain")
-    if len(known) < len(signals) or any(value != value for value in gold):
+    known, gold = followed(run, signal), run.series(f"eval/{judge}/gain")
+    if known is None or any(value != value for value in gold):
         return None
     alarm = alarm_index(known, margin, patience)
     best, peak = kept_index(known, margin, patience, keep), gold.index(max(gold))

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.table import Table
 
-from src.config import check, default_of, default_values
+from src.config import Task, check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.files import make_folder, read_json, user_path, write_json, write_text
 from src.report.runs import IGNORED, find_runs, flat
@@ -191,7 +191,7 @@ def run_job(composed: DictConfig, run: Callable[[DictConfig], Any]) -> float:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and "SUBMITIT_FOLDER" in os.environ:
             raise  # submitit has queued the job again, which will resume
-        told |= {"state": "failed", "sentence": _tell(error, status.with_suffix(".traceback.txt"))}
+        told |= {"state": "failed", **_told_of(error, status.with_suffix(".traceback.txt"))}
         print(f"job {name} failed: {told['sentence']}", file=sys.stderr, flush=True)
         value = float("nan")
         write_json(status, told)
@@ -239,7 +239,7 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
             raise UserError(f"{key}= is for single runs: a sweep resumes by itself, under hydra.sweep.dir.")
     if composed.threads is None:
         composed.threads = threads_of_a_job(HydraConfig.get().launcher)
-    cfg = check(composed)
+    cfg = check(_as_stored(composed))
     if not (folder / "config.yaml").exists():
         if folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ".tmp"} <= STARTED:
             shutil.rmtree(folder)
@@ -258,6 +258,15 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
         composed.run_dir = str(folder)
     run(composed)
     return "resumed"
+
+
+def _as_stored(composed: DictConfig) -> DictConfig:
+    """What a run of this will have in its folder: an evaluation of weights of ours is configured as their run was."""
+    if composed.task != Task.evaluate:
+        return composed
+    from src.tasks.evaluate import asked  # torch; not needed to skip jobs of other tasks
+
+    return asked(composed)
 
 
 def threads_of_a_job(launcher: Any) -> int | None:
@@ -301,13 +310,13 @@ def _objective(folder: Path, key: str | None) -> float:
     return float(final[key])
 
 
-def _tell(error: BaseException, path: Path) -> str:
-    """The sentence of an error; of a bug its last line, and the whole of it in a file."""
+def _told_of(error: BaseException, path: Path) -> dict[str, Any]:
+    """The sentence of an error, and its exit code; of a bug its last line, and the whole of it in a file."""
     path.unlink(missing_ok=True)
     if told := sentence_of(error):
-        return told[0]
+        return dict(zip(("sentence", "exit_code"), told, strict=True))
     write_text(path, "".join(traceback.format_exception(error)))
-    return f"{traceback.format_exception_only(error)[-1].strip()} ({path})"
+    return {"sentence": f"{traceback.format_exception_only(error)[-1].strip()} ({path})"}
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class CoDe(Control):
         return n
 
     def draw(self, policy: DiffusionPolicy, reward: Scorer, prompts: list[str], seeds: list[int], n: int) -> Latents:
-        names, noise = repeated(prompts, n), policy.noise(streams(seeds, n))
+        names, noise = repeated(prompts, n), policy.noise(streams(seeds, n, self.seed))
         told, size, last = policy.encode_prompts(names), policy.sampling_batch, policy.num_steps - 1
         x_t, output = noise[:, 0].clone(), None
         for k, t in enumerate(policy.timesteps.unsqueeze(1).expand(-1, len(names))):

@@ -55,6 +55,7 @@ class Control:
     """A way of drawing from the base that a reward has a say in."""
 
     needs_gradient = False
+    seed = 0  # of the run: another one draws other trajectories beside the pictures' own
 
     def settings(self, num_steps: int, queries: int) -> list[Setting]:
         """The points of the curve, where a trajectory has so many steps, and a picture's score asks so many rewards."""
@@ -124,6 +125,7 @@ def run(cfg: dict[str, Any], folder: Path, kind: type[Control]) -> Row:
     if cfg[task] is None:
         raise UserError(f"task={task} needs its options: choose +experiment={task}, which has them.")
     control = kind(**cfg[task])
+    control.seed = cfg["seed"]
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy: DiffusionPolicy = build(cfg["policy"])
     policy.requires_grad_(False)
@@ -273,9 +275,10 @@ def summarise(cfg: dict[str, Any], folder: Path, series: ControlSeries, seconds:
 # -------------------------------------------------------------------------------------------- what drawing makes use of
 
 
-def streams(seeds: Sequence[int], width: int) -> list[int]:
+def streams(seeds: Sequence[int], width: int, run_seed: int = 0) -> list[int]:
     """Seeds of the trajectories that are drawn for each picture; the first is the picture's own, which the base has."""
-    return [seed if k == 0 else seed_of(seed, k, POOL_STREAM) for seed in seeds for k in range(width)]
+    more = (run_seed,) if run_seed else ()  # of seed 0 they are those of runs that were made before it counted
+    return [seed if k == 0 else seed_of(seed, k, *more, POOL_STREAM) for seed in seeds for k in range(width)]
 
 
 def repeated(prompts: Sequence[str], width: int) -> list[str]:

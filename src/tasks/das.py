@@ -111,7 +111,7 @@ class DAS(Control):
         alpha: float,
     ) -> tuple[Float[Tensor, "b p c h w"], Float[Tensor, "b p"]]:
         """x_0 of all particles, and their log-weights since they were last resampled."""
-        names, noise = repeated(prompts, particles), policy.noise(streams(seeds, particles))
+        names, noise = repeated(prompts, particles), policy.noise(streams(seeds, particles, self.seed))
         told, lambdas, scale = policy.encode_prompts(names), self.temperatures(policy.num_steps), alpha * reward.unit
         x_t, before = noise[:, 0].clone(), torch.zeros(len(names), device=noise.device)
         log_w = torch.zeros(len(seeds), particles, device=noise.device)

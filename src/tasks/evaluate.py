@@ -61,10 +61,7 @@ def run(composed: DictConfig) -> dict[str, Any]:
     if composed.resume:
         cfg, folder = stored_run(composed)
     else:
-        source = source_run(composed.weights)
-        if source is not None:
-            composed = as_in_run(source, composed, list(HydraConfig.get().overrides.task))
-        cfg, folder = new_run(composed, "evaluate")
+        cfg, folder = new_run(asked(composed), "evaluate")
     with session(folder):
         return evaluate(cfg, folder)
 
@@ -93,6 +90,12 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- a run of ours, as it was run
 
 
+def asked(composed: DictConfig) -> DictConfig:
+    """What a command asks for: of weights that lie in a run of ours, an evaluation as that run was configured."""
+    source = source_run(composed.weights)
+    return composed if source is None else as_in_run(source, composed, list(HydraConfig.get().overrides.task))
+
+
 def source_run(weights: Any) -> Path | None:
     """The run folder of ours that the first weights lie in, if they do."""
     if not isinstance(weights, str) or not weights:
@@ -113,7 +116,9 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
     stored = default_values() | stored
     if stored["task"] not in ("finetune", "evaluate"):
         raise UserError(f"weights={composed.weights}: {folder} is a run of {stored['task']}, which has no policy.")
-    stored |= {"task": "evaluate", "name": None, "run_dir": None, "objective": None, "resume": None}
+    stored |= {"task": "evaluate", "name": None, "objective": None, "resume": None}
+    stored["run_dir"] = composed.run_dir  # a sweep has set it
+    stored["threads"] = stored["threads"] if composed.threads is None else composed.threads
     stored["trainer"] |= {"devices": 1, "strategy": "auto"}  # whatever it was trained on
     merged = OmegaConf.create(stored)
     wanted = OmegaConf.create(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
