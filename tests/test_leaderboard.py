@@ -151,8 +151,7 @@ def test_the_highest_reward_within_the_bound_is_chosen():
     assert tuning.best(tried((1.0, 900), (1.4, 9_999), (2.0, 10_001), (1.4, 50))) == 1
     assert tuning.best(tried((1.0, 20_000), (2.0, 15_000), (0.5, 30_000))) == 1  # none is within: the nearest
     assert tuning.best(tried((NAN, 10), (0.2, 50_000))) == 1  # what had to stop is no choice
-    with pytest.raises(UserError, match="all tries had to stop"):
-        tuning.best(tried((NAN, 10)))
+    assert tuning.best(tried((NAN, 10))) is None
 
 
 def test_tuning_reads_the_trained_reward_and_kl_alone(tmp_path):
@@ -160,7 +159,22 @@ def test_tuning_reads_the_trained_reward_and_kl_alone(tmp_path):
     run.folder = tmp_path
     assert tuning.row_of(run) == {"trained reward": 1.0, "KL": 49.0}
     (tmp_path / "stopped.json").touch()
-    assert math.isnan(tuning.row_of(run)["trained reward"])
+    assert math.isnan(tuning.row_of(run)["trained reward"]) and math.isnan(tuning.row_of(None)["KL"])
+
+
+def test_what_is_chosen_is_written_for_entries_all_of_whose_tries_are_kept(place, capsys):
+    tries = entries()["ddpo"].tries
+    (place / "tuning/ddpo").mkdir(parents=True)
+    for seed, each in enumerate(tries):  # trained rewards of a study's runs, whose KL ends below the bound
+        name = plan.job_name(plan.tried_overrides(entries()["ddpo"], "aesthetic", each), [])
+        shutil.copy(KEPT / f"{ARMS['tdpo']},seed={seed},study=critic.tar.xz", place / f"tuning/ddpo/{name}.tar.xz")
+    tuning.main()
+    found = tuning.tried(entries()["ddpo"], "aesthetic")
+    best = max(range(4), key=lambda k: found[k]["trained reward"])
+    assert listed.chosen() == {"ddpo": {"aesthetic": list(tries[best])}}
+    assert "not all tries of ddpo on hps are there yet" in capsys.readouterr().out
+    rows = [line for line in (place / "tuning.md").read_text().splitlines() if "| ddpo |" in line]
+    assert len(rows) == 4 and [k for k, row in enumerate(rows) if row.endswith("| yes |")] == [best]
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -245,6 +259,15 @@ def test_area_over_best_of_n_by_hand(monkeypatch):
     assert math.isnan(merit.area_over_best_of_n(a_run([0, 0.8], [0, 0.4]), to=1))  # where the run does
     monkeypatch.setattr(Run, "control", property(lambda self: None))
     assert math.isnan(merit.area_over_best_of_n(run, to=1))
+
+
+def test_of_a_method_that_asks_more_rewards_the_same_number_of_them_is_read_too():
+    run = a_run([0, 1.0, 2.0], [0, 0.4, 0.2])
+    for row, queries in zip(run.evaluations, (0, 600, 1000), strict=True):
+        row["reward_queries"] = queries
+    found = merit.figures(run)
+    assert found["proxy_at_800_queries"] == pytest.approx(1.5) and found["gold_at_800_queries"] == pytest.approx(0.3)
+    assert math.isnan(merit.figures(replace(run, config=run.config | {"task": "code"}))["gold_at_800_queries"])
 
 
 def test_of_an_ensemble_the_board_reads_the_first_member_and_the_watch_none():
@@ -445,9 +468,8 @@ def test_a_block_under_way_has_tables_of_what_there_is(place):
 def test_runs_made_anew_are_held_against_the_kept_ones(kept):
     runs = board.kept_runs(board.RUNS, board.MADE)
     same = tables.agreement(runs, {"ddpo": runs["ddpo"][:1]})
-    assert same["bit for bit"].tolist() == ["yes"]
-    other = a_run([0, 1.0], [0, 0.3])
-    other.folder = runs["ddpo"][0].folder
+    assert same["bit for bit"].tolist() == ["yes"] and same.train_reward.tolist() == ["aesthetic"]
+    other = a_run([0, 1.0], [0, 0.3], trained="aesthetic")
     assert tables.agreement(runs, {"ddpo": [other], "none": [other]})["bit for bit"].tolist() == ["no"]
 
 

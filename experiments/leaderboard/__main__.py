@@ -59,7 +59,10 @@ def main() -> None:
     with told_in_one_sentence():
         runs = kept_runs(RUNS, MADE)
         if args.anew:
-            print(as_markdown(agreement(runs, made_anew(ANEW))))
+            found = agreement(runs, made_anew(ANEW))
+            if not len(found):
+                raise UserError("no kept run has been made anew: experiments/leaderboard/run.sh anew does it.")
+            print(as_markdown(found))
             return
         runs = with_base(runs)
         found = rows_of(runs)

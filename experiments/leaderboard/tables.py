@@ -27,7 +27,10 @@ MEANS = {
     "shipped": [RANKS, "held_out_gold_shipped", "proxy_shipped", "vendi_shipped", "shipped", "alarm"],
     "at equal trained reward": [*AT, *AREAS],
     "at equal KL, and over the whole run": [*AT_DISTANCE, *OVER_THE_RUN, "overoptimization", "proxy_end", "kl_end"],
-    "cost": ["reward_queries", "reward_gradients", "optimizer_steps", "seconds"],
+    "cost": [
+        *("reward_queries", "reward_gradients", "optimizer_steps", "seconds"),
+        *("proxy_at_800_queries", "gold_at_800_queries"),
+    ],
 }
 GOLD_AT = [f"gold_at_{level:g}" for level in LEVELS]
 COMPARED = [RANKS, "held_out_gold_shipped", *GOLD_AT, "vendi_at_1", *AREAS, *AT_DISTANCE, *OVER_THE_RUN]
@@ -139,16 +142,21 @@ def _checked(run: Run) -> int:
 
 
 def agreement(kept: Runs, anew: Runs) -> pd.DataFrame:
-    """Runs that were made anew, against the kept ones of the same name."""
+    """Runs that were made anew, against the kept ones of the same method, reward and seed."""
     rows = []
     for name, of in anew.items():
-        before = {run.folder.name: run for run in kept.get(name, [])}
-        for run in (run for run in of if run.folder.name in before):
-            other = before[run.folder.name]
+        before = {_what(run): run for run in kept.get(name, [])}
+        for run in (run for run in of if _what(run) in before):
+            reward, seed = _what(run)
+            other = before[reward, seed]
             same = _timeless(run.evaluations) == _timeless(other.evaluations)
-            golds = {RANKS: figures(run)[RANKS], f"{RANKS}, kept": figures(other)[RANKS]}
-            rows.append({"method": name, "run": run.folder.name, "bit for bit": "yes" if same else "no"} | golds)
+            row = {"method": name, "train_reward": reward, "seed": seed, "bit for bit": "yes" if same else "no"}
+            rows.append(row | {RANKS: figures(run)[RANKS], f"{RANKS}, kept": figures(other)[RANKS]})
     return pd.DataFrame(rows)
+
+
+def _what(run: Run) -> tuple[str, int]:
+    return as_entered(run).trained, run.config["seed"]
 
 
 def _timeless(rows: Sequence[dict]) -> list[dict]:

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from experiments.leaderboard.entries import HERE, REWARDS, TUNING, Chosen, Entry, entries
+from experiments.leaderboard.merit import as_entered
 from experiments.leaderboard.plan import TUNED, tried_overrides
 from src.errors import UserError, told_in_one_sentence
 from src.files import write_text
@@ -24,18 +25,19 @@ BOUND = 10_000.0  # nats
 HEAD = "# Made by python -m experiments.leaderboard.tuning, which says how; tuning.md has every try.\n"
 
 
-def row_of(run: Run) -> dict[str, float]:
-    """All that tuning looks at."""
-    last = run.evaluations[-1]
-    gain = math.nan if run.had_to_stop else last[f"eval/{run.trained}/gain"]
-    return {"trained reward": gain, "KL": last["kl/trajectory"]}
+def row_of(run: Run | None) -> dict[str, float]:
+    """All that tuning looks at; nan of a run that had to stop, be it before it was evaluated."""
+    if run is None or run.had_to_stop:
+        return {"trained reward": math.nan, "KL": math.nan}
+    last, trained = run.evaluations[-1], as_entered(run).trained
+    return {"trained reward": last[f"eval/{trained}/gain"], "KL": last["kl/trajectory"]}
 
 
-def best(tries: Sequence[dict[str, float]]) -> int:
-    """The place of the try to run with; of equal ones the first. Raises UserError where all had to stop."""
+def best(tries: Sequence[dict[str, float]]) -> int | None:
+    """The place of the try to run with; of equal ones the first. None where all had to stop."""
     ended = [k for k, row in enumerate(tries) if not math.isnan(row["trained reward"])]
     if not ended:
-        raise UserError("all tries had to stop; give the entry others in entries.yaml.")
+        return None
     near = [k for k in ended if tries[k]["KL"] <= BOUND]
     return max(near, key=lambda k: tries[k]["trained reward"]) if near else min(ended, key=lambda k: tries[k]["KL"])
 
@@ -46,8 +48,7 @@ def tried(entry: Entry, reward: str) -> list[dict[str, float]] | None:
     if not all((TUNING / entry.name / f"{name}{ENDING}").exists() for name in names):
         return None
     restore(TUNING / entry.name, TUNED / entry.name)
-    runs = [read_run(TUNED / entry.name / name) for name in names]
-    return [row_of(run) for run in runs if run is not None]
+    return [row_of(read_run(TUNED / entry.name / name)) for name in names]
 
 
 def main() -> None:
@@ -60,6 +61,8 @@ def main() -> None:
                 print(f"not all tries of {entry.name} on {reward} are there yet: experiments/leaderboard/run.sh tune")
                 continue
             taken = best(found)
+            if taken is None:
+                raise UserError(f"all tries of {entry.name} on {reward} had to stop; give it others in entries.yaml.")
             choices.setdefault(entry.name, {})[reward] = list(entry.tries[taken])
             for k, (each, row) in enumerate(zip(entry.tries, found, strict=True)):
                 told = {"entry": entry.name, "on": reward, "try": " ".join(each), **row}
