@@ -23,7 +23,7 @@ from src.errors import UserError, first_line
 from src.files import expanded
 from src.metrics.glossary import GLOSSARY, PARTS
 
-POSITIVE = ("batch_size", "sampling_batch", "grid_pictures")  # options of any component, counted from 1
+POSITIVE = ("batch_size", "sampling_batch")  # options of any component, counted from 1
 ABOVE_ZERO = ("clip_range", "value_clip_range", "advantage_clip")  # options of any component
 CUTS_SHORT = ("max_steps", "min_steps", "min_epochs", "limit_train_batches", "overfit_batches")
 GROUPS = (

@@ -53,9 +53,12 @@ def test_every_logged_key_is_explained(finished):
 
 @pytest.mark.parametrize("experiment", ["tdpo_hps", "ddpo_hps"])
 def test_the_other_experiments_run(experiment, tmp_path):
-    done = run_forked(f"+experiment={experiment}", *TINY[1:], f"run_dir={tmp_path / 'run'}")
+    pictures = 0 if experiment == "ddpo_hps" else 2
+    chosen = (f"evaluation.grid_pictures={pictures}", f"run_dir={tmp_path / 'run'}")
+    done = run_forked(f"+experiment={experiment}", *TINY[1:], *chosen)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(rows_of(tmp_path / "run", "iteration")) == 2
+    assert (tmp_path / "run/samples").exists() == (pictures > 0)
 
 
 class Flat(RewardModel):

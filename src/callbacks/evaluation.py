@@ -105,7 +105,7 @@ class CrossRewardEvaluation(Callback):
         kl_samples: trajectories, of training prompts, that the KL from the base is measured on.
         max_prompts: of each set, spread evenly over it; null for all.
         lpips_network: measures diversity by LPIPS too; needs torchvision and its weights.
-        grid_pictures: pictures of the grid that is saved and logged.
+        grid_pictures: pictures of the grid that is saved and logged; 0: neither that nor the worst hacks are drawn.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
         num_steps, eta, guidance: of sampling here, where they differ from training's; at eta 0 there is no KL.
     """
@@ -134,8 +134,10 @@ class CrossRewardEvaluation(Callback):
             raise UserError(
                 "evaluation: every, kl_samples, max_prompts and both samples_per_prompt must be at least 1."
             )
-        if (num_steps is not None and num_steps < 1) or (eta or 0) < 0 or (guidance or 0) < 0:
-            raise UserError("evaluation: num_steps must be at least 1, eta and guidance must not be negative.")
+        if (num_steps is not None and num_steps < 1) or min(eta or 0, guidance or 0, grid_pictures) < 0:
+            raise UserError(
+                "evaluation: num_steps must be at least 1, eta, guidance and grid_pictures must not be negative."
+            )
         self.conditions = Conditions(num_steps=num_steps, eta=eta, guidance=guidance)
         self.judges = judges or []
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
@@ -244,6 +246,8 @@ class CrossRewardEvaluation(Callback):
         rollout: Rollout,
         scores: dict[str, Tensor],
     ) -> None:
+        if not self.gallery.pictures:
+            return
         start = pl_module.ranks.part(len(part.prompts)).start
         shown = pl_module.ranks.gather(rollout.images[: max(0, self.gallery.pictures - start)])
         if trainer.is_global_zero:
