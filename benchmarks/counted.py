@@ -4,7 +4,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -39,17 +39,46 @@ def flops_a_row(policy: DiffusionPolicy) -> int:
     checkpointing = policy.network.is_gradient_checkpointing
     policy.network.disable_gradient_checkpointing()
     try:
-        with (
-            FakeTensorMode(allow_non_fake_inputs=True),
-            torch.compiler.set_stance("force_eager"),
-            sdpa_kernel(SDPBackend.MATH),  # as matrix products, which are counted on every device
-            FlopCounterMode(display=False) as counter,
-        ):
-            train_rows(policy, 1)
+        return flops_of(lambda: train_rows(policy, 1))
     finally:
         if checkpointing:
             policy.network.enable_gradient_checkpointing()
+
+
+def flops_of(phase: Callable[[], object]) -> int:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.compiler.set_stance("force_eager"),
+        sdpa_kernel(SDPBackend.MATH),  # as matrix products, which are counted on every device
+        FlopCounterMode(display=False) as counter,
+    ):
+        phase()
     return counter.get_total_flops()
+
+
+class Phase(NamedTuple):
+    """What a run does for a while."""
+
+    run: Callable[[], object]
+    rows: int  # that a call of it takes
+    an_iteration: int = 0  # rows of an iteration; 0: in evaluations alone
+
+
+def estimated_arithmetic(cfg: dict[str, Any]) -> dict[str, float]:
+    """PFLOP of an iteration of the configuration, whose algorithm is a policy gradient, by phase.
+
+    What gradient checkpointing computes again is left out.
+    """
+    finetuner, rewards = build_finetuner(cfg)
+    finetuner.policy.encode_prompts(["", "a cat"])
+    found = {
+        name: phase.an_iteration * flops_of(phase.run) / phase.rows
+        for name, phase in phases(finetuner, rewards, cfg).items()
+        if phase.an_iteration and name != "update"
+    }
+    rows = cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
+    found["update"] = rows * flops_a_row(finetuner.policy)
+    return {key: float(f"{value / 1e15:.3g}") for key, value in (found | {"in all": sum(found.values())}).items()}
 
 
 def estimated_memory(cfg: dict[str, Any]) -> dict[str, float]:
@@ -67,38 +96,40 @@ def estimated_memory(cfg: dict[str, Any]) -> dict[str, float]:
     }
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(cfg["trainer"]["precision"])
     passing = {
-        name: peak_bytes([finetuner, *rewards.values()], phase, mixed)
+        name: peak_bytes([finetuner, *rewards.values()], phase.run, mixed)
         for name, phase in phases(finetuner, rewards, cfg).items()
     }
     total = sum(kept.values()) + max(passing.values())
     return {key: float(f"{value / GIB:.4g}") for key, value in (kept | passing | {"peak": total}).items()}
 
 
-def phases(
-    finetuner: RewardFinetuner, rewards: dict[str, RewardModel], cfg: dict[str, Any]
-) -> dict[str, Callable[[], object]]:
+def phases(finetuner: RewardFinetuner, rewards: dict[str, RewardModel], cfg: dict[str, Any]) -> dict[str, Phase]:
     """What needs memory for a while, by name."""
-    policy, critic = finetuner.policy, finetuner.critic
+    policy, critic, samples = finetuner.policy, finetuner.critic, cfg["samples_per_iteration"]
     shape, side = policy.latent_shape, picture_side(policy)
+    batch, seen = policy.sampling_batch, getattr(critic, "batch_size", policy.sampling_batch)
 
     def sample() -> None:
-        n = policy.sampling_batch
-        policy.predict(torch.zeros(n, *shape), policy.timesteps[:1].expand(n), policy.encode_prompts(["a cat"] * n))
+        t = policy.timesteps[:1].expand(batch)
+        policy.predict(torch.zeros(batch, *shape), t, policy.encode_prompts(["a cat"] * batch))
 
-    def score(reward: RewardModel) -> None:
-        n = min(reward.batch_size, cfg["samples_per_iteration"])
+    def score(reward: RewardModel, n: int) -> None:
         reward(torch.zeros(n, 3, side, side), ["a cat"] * n)
 
-    def features() -> None:
-        n = getattr(critic, "batch_size", policy.sampling_batch)
-        finetuner.reward.embed_images(policy.decode(torch.zeros(n, *shape)))
+    def scoring(name: str, reward: RewardModel) -> Phase:
+        n = min(reward.batch_size, samples)
+        return Phase(torch.no_grad()(lambda: score(reward, n)), n, samples * (name == finetuner.reward_name))
 
+    def features() -> None:
+        finetuner.reward.embed_images(policy.decode(torch.zeros(seen, *shape)))
+
+    states = samples * len(finetuner.trained_steps()[:: getattr(critic, "stride", 1)]) if critic is not None else 0
     return {
-        "sampling": torch.no_grad()(sample),
-        "decoding": lambda: policy.decode(torch.zeros(policy.sampling_batch, *shape)),
-        **{f"scoring by {name}": torch.no_grad()(lambda r=reward: score(r)) for name, reward in rewards.items()},
-        "critic's features": torch.no_grad()(features),
-        "update": lambda: train_rows(policy, finetuner.microbatch),
+        "sampling": Phase(torch.no_grad()(sample), batch, samples * policy.num_steps),
+        "decoding": Phase(lambda: policy.decode(torch.zeros(batch, *shape)), batch, samples),
+        **{f"scoring by {name}": scoring(name, reward) for name, reward in rewards.items()},
+        "critic's features": Phase(torch.no_grad()(features), seen, states),
+        "update": Phase(lambda: train_rows(policy, finetuner.microbatch), finetuner.microbatch),
     }
 
 

@@ -3,7 +3,8 @@
 python -m benchmarks.sd14                        on a GPU; --samples 32 for a short run
 python -m benchmarks.sd14 --suite sd35           Stable Diffusion 3.5 medium, without its T5; or sdxl, *_single_gpu
 python -m benchmarks.sd14 --size tiny            anywhere, in seconds: does it run?
-python -m benchmarks.sd14 --estimate-memory      anywhere: the memory that a GPU needs, counted and not measured
+python -m benchmarks.sd14 --experiment grpo      another algorithm
+python -m benchmarks.sd14 --estimate             anywhere: memory and arithmetic that a GPU has to do, counted, not run
 Further arguments are overrides, as of src.run: policy.compile=true microbatch=4. Every iteration ends with a reset.
 """
 
@@ -27,7 +28,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import src.config  # noqa: F401  (registers the schema)
-from benchmarks.counted import GIB, estimated_memory, flops_a_row
+from benchmarks.counted import GIB, estimated_arithmetic, estimated_memory, flops_a_row
 from benchmarks.weights import write_weights
 from src.config import check
 from src.errors import UserError, told_in_one_sentence
@@ -40,7 +41,7 @@ from src.tasks.building import build, build_finetuner
 
 ROOT = Path(__file__).parent.parent
 TINY = ["num_steps=3", "samples_per_iteration=8", "algorithm.samples_per_update=4", "microbatch=2"]
-SUITES = [f"{name}{size}" for name in ("sd14", "sdxl", "sd35") for size in ("", "_single_gpu")]
+SUITES = [f"{name}{size}" for name in ("sd14", "sd15", "sdxl", "sd35") for size in ("", "_single_gpu")]
 NO_GPU = "no GPU here: tiny size on the CPU, figures say nothing about a GPU"
 
 
@@ -59,7 +60,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--suite", choices=SUITES, default="sd14")
     options.add_argument("--iterations", type=int, default=1, help="timed, after one that is not")
     options.add_argument("--samples", type=int, help="images an iteration; the suite's own number is extrapolated to")
-    options.add_argument("--estimate-memory", action="store_true", help="count bytes instead of running")
+    options.add_argument("--experiment", default="tdpo_r_hps", help="of conf/experiment/")
+    options.add_argument(
+        *("--estimate", "--estimate-memory"), action="store_true", help="count bytes and arithmetic instead of running"
+    )
     options.add_argument("--force", action="store_true", help="full size without a GPU: hours")
     options.add_argument("--out", help="JSON file to write")
     options.add_argument("overrides", nargs="*")
@@ -67,12 +71,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if args.size == "full" and not (torch.cuda.is_available() or args.force or args.estimate_memory):
+    if args.size == "full" and not (torch.cuda.is_available() or args.force or args.estimate):
         raise UserError("--size full needs a GPU and there is none here: choose --size tiny, or insist with --force.")
     if args.iterations < 1:
         raise UserError(f"--iterations {args.iterations} must be at least 1.")
     quieten()
-    plain = ["+experiment=tdpo_r_hps", f"suite={args.suite}", "reset.every=1", *(TINY if args.size == "tiny" else [])]
+    plain = [f"+experiment={args.experiment}", f"suite={args.suite}", "reset.every=1"]
+    plain += TINY if args.size == "tiny" else []
     wanted = check(composed(plain))["samples_per_iteration"]
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder), args.size, args.suite)
@@ -83,8 +88,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "or the networks would see smaller ones than they are meant to."
             )
         result = heading(args, cfg)
-        if args.estimate_memory:
-            return result | {"gib_counted_not_measured": estimated_memory(cfg)}
+        if args.estimate:
+            gib, pflop = estimated_memory(cfg), estimated_arithmetic(cfg)
+            return result | {"gib_counted_not_measured": gib, "pflop_an_iteration": pflop}
         return result | measured(cfg, args.iterations, wanted)
 
 
@@ -102,7 +108,7 @@ def heading(args: argparse.Namespace, cfg: dict[str, Any]) -> dict[str, Any]:
     """What was run, where and when; says so plainly where the figures are not a GPU's."""
     cuda = torch.cuda.is_available()
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    notes = {} if cuda or args.estimate_memory else {"note": NO_GPU if args.size == "tiny" else "no GPU here"}
+    notes = {} if cuda or args.estimate else {"note": NO_GPU if args.size == "tiny" else "no GPU here"}
     return notes | {
         "size": args.size,
         "suite": args.suite,

@@ -57,23 +57,14 @@ def pooled(features):
     return getattr(features, "pooler_output", features)
 
 
-def old_python(folder: Path) -> Path:
-    """The interpreter of a new environment with transformers 4 and this one's torch."""
-    import torch
-
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    wanted = [f"torch=={torch.__version__.split('+')[0]}", *OLD]
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
-    return python
-
-
 def differences(clips: list[Path], python: Path | None = None) -> dict[str, float]:
     """Largest absolute difference between transformers 4 and 5, by what was computed."""
     import torch
 
+    from benchmarks.environments import new_environment
+
     with tempfile.TemporaryDirectory() as scratch:
-        python = python or old_python(Path(scratch) / "transformers4")
+        python = python or new_environment(Path(scratch) / "transformers4", OLD)
         results = []
         for name, interpreter in (("old", python), ("new", Path(sys.executable))):
             out = Path(scratch) / f"{name}.pt"

@@ -72,10 +72,11 @@ def test_what_it_cannot_do_is_one_sentence(arguments, sentence, monkeypatch, cap
 
 
 def test_memory_is_counted_by_the_suites_own_options():
-    asked = ["--size", "tiny", "--estimate-memory", "microbatch=2"]
+    asked = ["--size", "tiny", "--estimate", "microbatch=2"]
     plain, single = (
         sd14.run(sd14.parser().parse_args([*asked, "--suite", suite])) for suite in ("sd14", "sd14_single_gpu")
     )
+    pflop, again = plain["pflop_an_iteration"], single["pflop_an_iteration"]
     plain, single = plain["gib_counted_not_measured"], single["gib_counted_not_measured"]
     assert min(plain.values()) > 0
     kept = sum(plain[key] for key in ("weights", "gradients and Adam's moments", "rollout"))
@@ -84,12 +85,16 @@ def test_memory_is_counted_by_the_suites_own_options():
     assert single["weights"] < plain["weights"]  # rewards in bfloat16
     assert single["update"] < 0.6 * plain["update"]  # checkpointing
     assert single["decoding"] < 0.7 * plain["decoding"]  # one picture at a time
+    assert pflop == again and 2 < pflop["update"] / pflop["sampling"] < 3.5  # as many rows, forward and backward
+    assert pflop["critic's features"] > 3 * pflop["decoding"]  # of three steps; and embedded
+    assert [name for name in pflop if name.startswith("scoring")] == ["scoring by hps"]  # the others only evaluate
+    assert pflop["in all"] == pytest.approx(sum(pflop.values()) / 2, rel=0.02)
 
 
 def time_and_count(suite: str) -> None:
     asked = ["--size", "tiny", "--samples", "4", "--suite", suite, "microbatch=1"]
     timed = sd14.run(sd14.parser().parse_args(asked))
-    counted = sd14.run(sd14.parser().parse_args([*asked, "--estimate-memory"]))
+    counted = sd14.run(sd14.parser().parse_args([*asked, "--estimate"]))
     print(json.dumps(timed | counted))
 
 

@@ -23,7 +23,7 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 PLUGINS = sorted((CONF / "hydra").glob("*/*.yaml"))
 NEEDS = {"prompts/file": ["prompts.path=some.txt"], "prompts/parquet": ["prompts.path=some.parquet"]}
 EXTRA = ("reward_training", "preset", "ensemble", "study", "wrapper", "reward")  # groups that are not in the defaults
-SUITES = ("sd14", "sd14_single_gpu", "sd15")
+SUITES = ("sd14", "sd14_single_gpu", "sd15_single_gpu")
 
 
 def name_of(path: Path) -> str:
@@ -31,7 +31,7 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 58
+    assert len(GROUPS) == 59
     assert len(EXPERIMENTS) == 34
     assert len(SWEEPS) == 6
     assert len(PLUGINS) == 5
