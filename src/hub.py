@@ -121,7 +121,9 @@ def _download(path: str, option: str, patterns: list[str], revision: str | None,
             "hub, then log in with `hf auth login` or set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{option}={path}: the repository has no revision {revision}; name one of its own, or null for its newest (suite.revision=null).") from error
+        raise UserError(
+            f"{option}={path}: the repository has no revision {revision}; name one of its own, or null for its newest (suite.revision=null)."
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{option}={path}: neither a folder here nor a repository that this login can see on the hub; correct it, "

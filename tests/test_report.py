@@ -13,10 +13,13 @@ from PIL import Image
 
 from src.errors import UserError
 from src.report.figures import (
+    COLOURS,
+    GOLDEN,
     cross_reward_matrix,
     health_by_step,
     kl_profile,
     matrix_rows,
+    places_in_palette,
     reward_curves,
     small_multiples,
     treatments,
@@ -154,6 +157,14 @@ def test_all_curves_over_the_chosen_axis(tmp_path, x, title, places, of_iteratio
     assert list(health.data[0].x) == of_iterations
     assert list(health_by_step(runs[0])[0].data[0].x) == of_iterations and list(kl_profile(runs[0]).data[0].x) == places
     assert title.split("^")[0] in write_report(runs, folder / "report.html").read_text()
+
+
+def test_gold_is_golden_and_its_held_out_line_is_named():
+    """Whatever the rewards are, and however many."""
+    palette = places_in_palette(["hps", "pickscore", "gold", "aesthetic"])
+    assert COLOURS[palette.pop("gold")] == GOLDEN
+    assert len(set(palette.values())) == 3 and COLOURS.index(GOLDEN) not in palette.values()
+    assert len(set(places_in_palette([f"r{k}" for k in range(12)]).values())) == 12  # colours begin anew
 
 
 def test_an_axis_that_a_run_lacks_is_told_in_a_sentence(tmp_path):

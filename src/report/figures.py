@@ -13,7 +13,7 @@ from src.report.runs import CHOICES_OF_CONTROLS, Axis, Run, differences
 
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
-JUDGE = "gold"
+JUDGE, GOLDEN = "gold", COLOURS[1]
 UNSAID = ("seed", "train_reward", "task", "suite.", "callbacks.", "evaluation.", "trainer.", "optimizer.")
 LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -44,7 +44,8 @@ def reward_curves(run: Run) -> go.Figure:
     """Gain of every reward over the run's axis, with 95% intervals; dotted lines where neurons were reset."""
     figure, shown = go.Figure(), [k for k, place in enumerate(run.places) if can_be_shown(run, place)]
     x = [run.places[k] for k in shown]
-    for k, name in enumerate(n for n in run.rewards if f"eval/{n}/gain" in run.evaluations[0]):
+    names = [name for name in run.rewards if f"eval/{name}/gain" in run.evaluations[0]]
+    for name, k in places_in_palette(names).items():
         low, high, gains, held_out = (
             [run.series(key)[k] for k in shown]
             for key in (*(f"eval/{name}/{part}" for part in ("gain_low", "gain_high", "gain")), f"held_out/{name}/gain")
@@ -63,9 +64,10 @@ def reward_curves(run: Run) -> go.Figure:
         line = {"color": colour_of(k), "width": 3 if name in (run.trained, JUDGE) else 1.5}
         figure.add_scatter(x=x, y=gains, name=label, line=line)
         if not all(map(math.isnan, held_out)):
-            dashed = {"color": colour_of(k), "width": 1, "dash": "dash"}
+            followed = name in (run.trained, JUDGE)
+            dashed = {"color": colour_of(k), "width": 2 if followed else 1, "dash": "dash"}
             prompts = f"{name}, held-out prompts"
-            figure.add_scatter(x=x, y=held_out, name=prompts, line=dashed, showlegend=False)
+            figure.add_scatter(x=x, y=held_out, name=prompts, line=dashed, showlegend=followed)
         if run.has_average:
             dotted = {"color": colour_of(k), "width": 1.5, "dash": "dot"}
             averaged = [run.series(f"eval_ema/{name}/gain")[j] for j in shown]
@@ -80,6 +82,13 @@ def reward_curves(run: Run) -> go.Figure:
         )
     styled(figure, xaxis_title=run.axis.title, yaxis_title="gain over the base [base sd]")
     return figure.update_xaxes(type="log") if run.axis.log else figure
+
+
+def places_in_palette(names: list[str]) -> dict[str, int]:
+    """Of each reward's colour: gold has a golden one, the others the rest in turn."""
+    golden = COLOURS.index(GOLDEN)
+    others = [k for k in range(len(names) + 1) if k != golden]
+    return {name: golden if name == JUDGE else others.pop(0) for name in names}
 
 
 def can_be_shown(run: Run, place: float | int) -> bool:
@@ -298,7 +307,7 @@ HEALTH = {
     "critic/explained_variance": "critic: explained variance",
     "policy/clip_fraction": "policy: clip fraction",
     "policy/grad_norm": "policy: gradient norm",
-    "neurons/dormant_0": "critic: dormant neurons",
+    "neurons/dormant_0": "critic: dormant neurons, share at tau 0",
 }
 LOOKS = {
     "pictures/vendi": "Vendi score within prompts",
