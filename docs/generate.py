@@ -31,7 +31,7 @@ PAGES = {  # of groups
     "runs": ("Prompts, evaluation, watch, devices", ("prompts", "evaluation", "callbacks", "logger", "trainer")),
 }
 GROUPS = tuple(group for _, groups in PAGES.values() for group in groups)
-ADDED = ("debug", "preset", "study", "ensemble", "wrapper", "reward_training")  # +GROUP=OPTION
+ADDED = ("debug", "preset", "study", "ensemble", "wrapper", "reward", "reward_training")  # +GROUP=OPTION
 PLUGINS = ("hydra/launcher", "hydra/sweeper")
 BY_MODULE = ("algorithm", "regulariser", "reset")  # a file each
 OPTION = ("option", "default", "takes", "meaning")

@@ -122,7 +122,8 @@ def _download(path: str, option: str, patterns: list[str], revision: str | None,
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(
-            f"{option}={path}: the repository has no revision {revision}; name one of its own, or null for its newest (suite.revision=null)."
+            f"{option}={path}: the repository has no revision {revision}; name one of its own, or null for its newest "
+            "(suite.revision=null)."
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
