@@ -20,7 +20,9 @@ from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
 from src.policy.adoption import adopt
 from src.report.page import write_report
-from src.report.runs import find_runs
+from src.report.runs import find_runs, read_run
+from src.report.series import series_table, verdict
+from src.report.watching import shipment
 from src.runs.folder import open_run_dir, versions, write_json
 from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_rewards
@@ -179,8 +181,9 @@ def summarise(
     seconds: float,
 ) -> dict[str, Any]:
     """Writes summary.json and the report, and prints the outcome."""
-    final = evaluation.history[-1]
-    summary = {
+    final, run = evaluation.history[-1], read_run(folder)
+    assert run is not None  # it has just been evaluated
+    summary: dict[str, Any] = {
         "experiment": cfg["name"],
         "train_reward": series.reward_name,
         "points": [point.label for point in series.points],
@@ -189,14 +192,22 @@ def summarise(
         "wall_seconds_of_this_session": seconds,
         "versions": versions(),
     }
+    told = shipment(run)
+    if told is not None:
+        summary["ship"] = series.points[told.index - 1].label if told.index else "the base"
+    for watch in watches:
+        summary |= watch.fell
     last = series.points[series.iteration - 1]
+    if len(series.points) > 1:
+        show(series_table(run))
     show(outcome_table(final, series.reward_name, f"{cfg['name']}: {last.label}"))
     print(kl_sentence(final))
     for watch in watches:
-        kept = next((point for point in series.points if point.at == watch.best), None)
-        ship = "the base" if kept is None else kept.label
-        summary["ship"] = ship
-        print(f"watch: {watch.sentence()}\nto ship, by the watch: {ship}")
+        print(f"watch: {watch.sentence()}")
+    if told is not None and not (told.index == 0 and told.collapsed):
+        print(f"to ship, by the watch: {summary['ship']}")
+    elif told is not None and not watches:  # which would have said so
+        print(verdict(run))
     write_json(folder / "summary.json", summary)  # before the report, for which it tells that the run is finished
     source = source_run(cfg["weights"])
     beside = [str(source)] if source is not None and (source / "metrics.jsonl").exists() else []
