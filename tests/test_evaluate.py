@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Callback
+from safetensors.torch import load_file, save_file
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.config import check
@@ -263,6 +264,11 @@ def test_a_killed_series_goes_on(tmp_path):
     content = hidden.read_bytes()
     hidden.write_bytes(content[:-64])
     with pytest.raises(UserError, match="checkpoint-3: pytorch_lora_weights"):
+        evaluated(tmp_path / "not_begun", f"weights={tmp_path}/c")
+    assert not (tmp_path / "not_begun/metrics.jsonl").exists()  # all are looked at before anything is sampled
+    hidden.write_bytes(content)
+    save_file({key: value * torch.nan for key, value in load_file(hidden).items()}, hidden)
+    with pytest.raises(UserError, match=r"checkpoint-3: .*NaN.* kept: python -m src\.run resume=\S*cut goes on\.$"):
         evaluated(tmp_path / "cut", f"weights={tmp_path}/c")
     assert len(rows_of(tmp_path / "cut", "evaluation")) == 3
     hidden.write_bytes(content)
@@ -277,8 +283,13 @@ def test_weights_that_are_no_numbers_stop_with_their_name(tmp_path):
     with torch.no_grad():
         unet.conv_out.bias += torch.nan
     unet.save_pretrained(tmp_path / "broken")
-    with pytest.raises(TrainingError, match=r"a sampled picture is not finite at .*broken; stopped"):
+    with pytest.raises(UserError, match=r"weights=.*broken: 1 of its \d+ tensors hold NaN or infinity"):
         evaluated(tmp_path / "run", f"weights={tmp_path}/broken")
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(1e38)  # numbers, and no pictures
+    unet.save_pretrained(tmp_path / "large")
+    with pytest.raises(TrainingError, match=r"a sampled picture is not finite at .*large; stopped"):
+        evaluated(tmp_path / "large_run", f"weights={tmp_path}/large")
 
 
 def test_series_of_others_are_compared_like_runs(tmp_path, monkeypatch, capsys):
