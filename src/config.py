@@ -32,6 +32,7 @@ GROUPS = (
 )
 BUILT_AS_IT_IS = ("policy", "algorithm", "reset", "prompts", "normaliser")  # by their options alone
 NAME_BYTES = 64  # of a run's name: W&B's tags have no more, and what is put around it is still a folder's name
+OWN_REWARD = "add one of your own by +suite.rewards.NAME._target_=MODULE.CLASS (docs/guides/reward.md)"
 MEASURES = [key.split("/")[-1] for key in GLOSSARY if key.startswith("eval/<reward>/")]
 
 
@@ -140,7 +141,7 @@ class Config:
 
     task: Task = Task.finetune  # what the command does; experiments set it
     name: str | None = None  # of the experiment, in folders, groups and tags; null: the +experiment= chosen
-    train_reward: Any = MISSING  # a name, or a list of names: their weighted sum, each standardised first
+    train_reward: Any = MISSING  # a name, or a list: their weighted sum, each standardised first; null: not known
     train_weights: list[float] | None = None  # of several rewards; null: 1 each
     budget: str = "default"  # a name of suite.budgets
     iterations: int = MISSING  # rounds of sampling and training
@@ -256,7 +257,8 @@ def _mix(cfg: DictConfig) -> None:
     given = f"train_reward=[{','.join(map(str, names))}]"
     unknown = [name for name in names if name not in suite.rewards]
     if unknown or not names or len(set(names)) < len(names):
-        raise UserError(f"{given}: name rewards of suite={suite.name}, each once: {', '.join(suite.rewards)}.")
+        known = ", ".join(suite.rewards)
+        raise UserError(f"{given}: name rewards of suite={suite.name}, each once: {known}; {OWN_REWARD}.")
     if len(names) == 1:
         cfg.train_reward = names[0]
         return
@@ -387,9 +389,7 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
         return
     if cfg["train_reward"] in (cfg["suite"]["judges"] or {}):
         raise UserError(f"train_reward={cfg['train_reward']} is a judge: it evaluates, and no policy trains on it.")
-    if cfg["train_reward"] not in cfg["suite"]["rewards"]:
-        known = ", ".join(cfg["suite"]["rewards"])
-        raise UserError(f"train_reward={cfg['train_reward']} is not a reward of suite={cfg['suite']['name']}: {known}.")
+    _check_trained(cfg)
     measured = [*cfg["suite"]["rewards"], *(cfg["suite"]["judges"] or {})]
     for name in measured:
         if not re.fullmatch(PARTS["<reward>"], name):
@@ -401,6 +401,18 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
             raise UserError(
                 f"objective={cfg['objective']} is no figure of an evaluation, such as {example}; measures: {known}."
             )
+
+
+def _check_trained(cfg: dict[str, Any]) -> None:
+    """Raises UserError on a reward that the suite does not have; of weights of others none need be known."""
+    evaluates, name, suite = cfg["task"] == "evaluate", cfg["train_reward"], cfg["suite"]
+    if name in suite["rewards"] or (evaluates and name is None):
+        return
+    unknown = "; where it is not known leave train_reward= out" if evaluates else ""
+    raise UserError(
+        f"train_reward={name} is not a reward of suite={suite['name']}: {', '.join(suite['rewards'])}; {OWN_REWARD}"
+        f"{unknown}."
+    )
 
 
 def _check_node(node: Any, path: str) -> None:

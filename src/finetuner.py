@@ -48,6 +48,8 @@ class RewardFinetuner(Learner):
         reward_members: names of the rewards that the trained one is made of, where it is an ensemble.
     """
 
+    reward_name: str
+
     def __init__(
         self,
         policy: DiffusionPolicy,

@@ -170,6 +170,11 @@ def read_checkpoint(file: Path, option: str) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        if "Unsupported" in str(error):  # what torch says of a pickle that asks for more
+            raise UserError(
+                f"{option}: {file} is not a checkpoint of plain tensors: it holds more, which could run any code, and "
+                "was not opened; ask for safetensors."
+            ) from error
         reason = first_line(error).split(". ")[0]
         raise UserError(f"{option}: {file} is not a checkpoint of plain tensors ({reason}); fetch it anew.") from error
     if not isinstance(content, dict):

@@ -44,14 +44,14 @@ class Learner(LightningModule):
 
     Attributes:
         policy: whose weights are trained, or taken up.
-        reward_name: of the trained reward.
+        reward_name: of the trained reward; None where nobody knows it, of weights of others.
         reward_members: names of the rewards that it is made of, where it is an ensemble.
         iteration: how many are over.
         reward_queries: the x-axis of all curves.
     """
 
     policy: DiffusionPolicy
-    reward_name: str
+    reward_name: str | None
     reward_members: list[str]
     iteration: int
     reward_queries: int

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Callback
+from safetensors.torch import load_file, save_file
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.config import check
@@ -64,8 +65,11 @@ def figures(row: dict) -> dict:
 
 
 def evaluated(folder: Path, *overrides: str) -> list[dict]:
-    """The rows of an evaluation of weights of others in this process."""
-    cfg = check(composed("+experiment=evaluate", *SMALL, *overrides)) | {"name": "evaluate", "run_dir": str(folder)}
+    """The rows of an evaluation of weights of others, taken for trained on hps, in this process."""
+    cfg = check(composed("+experiment=evaluate", *SMALL, "train_reward=hps", *overrides)) | {
+        "name": "evaluate",
+        "run_dir": str(folder),
+    }
     folder.mkdir(parents=True)
     evaluate(cfg, folder)
     return rows_of(folder, "evaluation")
@@ -155,7 +159,11 @@ def test_a_series_of_trls_trainer(tmp_path, capsys):
         foreign.accelerate_state(at)
     rows = evaluated(tmp_path / "run", f"weights={tmp_path}/save/checkpoints")
     assert [row["reward_queries"] for row in rows] == [0, 0, 2, 10]
-    assert "to ship, by the watch: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    shipped = json.loads((tmp_path / "run/summary.json").read_text())["ship"]
+    assert f"to ship, by the watch: {shipped}\n" in said and "hps (trained)" in said
+    assert all(name in said for name in ("the base", "checkpoint 0 ", "checkpoint 2 ", "checkpoint 10 ", "<- kept"))
+    assert (tmp_path / "run/report_series.csv").read_text().count("\n") == 5
     (run,) = find_runs([str(tmp_path / "run")])
     told = headline(run)
     assert told.startswith("By checkpoint 10 the trained reward (hps) ") and "base sd; gold" in told
@@ -163,14 +171,22 @@ def test_a_series_of_trls_trainer(tmp_path, capsys):
     assert "number of the checkpoint" in page and told in page and "reward queries [images]" not in page
 
 
-def test_other_conditions_than_in_training(tmp_path):
-    """Without noise there is no density and no KL, and the rest stands; more steps have a KL each."""
+def test_other_conditions_than_in_training(tmp_path, capsys):
+    """Without noise there is no density and no KL, and the rest stands; more steps have a KL each.
+
+    And where nobody knows what was trained on, nothing is said of it.
+    """
     lora = foreign.save_diffusers(foreign.trained_lora(), tmp_path / "lora")
     rows = evaluated(tmp_path / "still", f"weights={lora}", "evaluation.eta=0.0", "evaluation.num_steps=4")
     assert all(not any(key.startswith("kl/") or key.endswith("kl_area") for key in row) for row in rows)
     assert rows[-1]["eval/hps/gain"] != 0 and rows[-1]["pictures/drift"] > 0
     assert "No KL: at eta 0" in (tmp_path / "still/report.html").read_text()
-    more = evaluated(tmp_path / "more", f"weights={lora}", "evaluation.num_steps=5", "evaluation.guidance=2.0")[-1]
+    assert capsys.readouterr().out.count("(trained)") == 1
+    options = ("evaluation.num_steps=5", "evaluation.guidance=2.0", "train_reward=null")
+    more = evaluated(tmp_path / "more", f"weights={lora}", *options)[-1]
+    said = capsys.readouterr().out
+    assert "(trained)" not in said and "to ship" not in said and not any(key.endswith("/gap") for key in more)
+    assert "watch: " in said and not (tmp_path / "more/best").exists()
     assert "kl/step_4" in more and more["eval/hps/gain"] != rows[-1]["eval/hps/gain"]
 
 
@@ -248,6 +264,11 @@ def test_a_killed_series_goes_on(tmp_path):
     content = hidden.read_bytes()
     hidden.write_bytes(content[:-64])
     with pytest.raises(UserError, match="checkpoint-3: pytorch_lora_weights"):
+        evaluated(tmp_path / "not_begun", f"weights={tmp_path}/c")
+    assert not (tmp_path / "not_begun/metrics.jsonl").exists()  # all are looked at before anything is sampled
+    hidden.write_bytes(content)
+    save_file({key: value * torch.nan for key, value in load_file(hidden).items()}, hidden)
+    with pytest.raises(UserError, match=r"checkpoint-3: .*NaN.* kept: python -m src\.run resume=\S*cut goes on\.$"):
         evaluated(tmp_path / "cut", f"weights={tmp_path}/c")
     assert len(rows_of(tmp_path / "cut", "evaluation")) == 3
     hidden.write_bytes(content)
@@ -262,8 +283,13 @@ def test_weights_that_are_no_numbers_stop_with_their_name(tmp_path):
     with torch.no_grad():
         unet.conv_out.bias += torch.nan
     unet.save_pretrained(tmp_path / "broken")
-    with pytest.raises(TrainingError, match=r"a sampled picture is not finite at .*broken; stopped"):
+    with pytest.raises(UserError, match=r"weights=.*broken: 1 of its \d+ tensors hold NaN or infinity"):
         evaluated(tmp_path / "run", f"weights={tmp_path}/broken")
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(1e38)  # numbers, and no pictures
+    unet.save_pretrained(tmp_path / "large")
+    with pytest.raises(TrainingError, match=r"a sampled picture is not finite at .*large; stopped"):
+        evaluated(tmp_path / "large_run", f"weights={tmp_path}/large")
 
 
 def test_series_of_others_are_compared_like_runs(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 
 import src.report.__main__ as report
 import src.report.kept
-from src.callbacks.watch import OveroptimizationWatch
+from src.callbacks.watch import OveroptimizationWatch, Seen
 from src.config import check
 from src.errors import UserError
 from src.loggers.jsonl import JsonlLogger
@@ -158,7 +158,7 @@ def test_what_the_watch_keeps_may_lie_elsewhere(tmp_path):
     (tmp_path / "large" / "mine").write_text("precious")
     (tmp_path / "run" / "best").symlink_to(tmp_path / "large")
     watch = OveroptimizationWatch(str(tmp_path / "run"), ["hps"], signal="trained")
-    watch.queries = [4]
+    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
     for _ in range(2):
         watch._keep(build(), 0.5)
     assert json.loads((tmp_path / "run/best/at.json").read_text())["reward_queries"] == 4

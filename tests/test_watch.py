@@ -11,7 +11,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
 from src.learner import Learner
-from src.metrics.watching import alarm_index, kept_index, signal_of
+from src.metrics.watching import alarm_index, every_reward_fell, kept_index, signal_of
 
 ROW = {
     "held_out/hps/gain": 0.4,
@@ -93,17 +93,19 @@ class Module(Learner):
         self.rows.append({"kind": kind} | metrics)
 
 
-def follow(tmp_path, gains, **options):
-    """A watch shown these held-out gains, one an evaluation every 64 queries."""
+def follow(tmp_path, gains, more=None, trained="hps", **options):
+    """A watch shown these held-out gains, one an evaluation every 64 queries, and `more` of those by number."""
     evaluation = object.__new__(CrossRewardEvaluation)
     options = {"rewards": ["hps"], "signal": "trained", "margin": 0.1, "keep": "peak"} | options
     watch = OveroptimizationWatch(str(tmp_path), **options)
     options_of_trainer = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(callbacks=[evaluation, watch], accelerator="cpu", **options_of_trainer)
     module, stopped = Module(), None
+    module.reward_name = trained
     for k, gain in enumerate(gains):
         row = {"held_out/hps/gain": gain, "held_out/aesthetic/gain": gain, "held_out/pickscore/gain": 9.0}
-        evaluation.history, module.iteration = [row | {"reward_queries": 64 * k}], k
+        row |= (more or {}).get(k, {})
+        evaluation.history, module.iteration = [row | {"reward_queries": 64 * k, "iteration": k}], k
         watch.on_train_batch_end(trainer, module, None, None, k)
         watch.on_train_batch_end(trainer, module, None, None, k)  # iterations without an evaluation change nothing
         stopped = k if trainer.should_stop and stopped is None else stopped
@@ -151,3 +153,71 @@ def test_wrong_options_are_told(tmp_path, options):
         OveroptimizationWatch(
             str(tmp_path), ["hps"], **({"signal": "trained", "margin": 0.1, "keep": "peak"} | options)
         )
+
+
+# ------------------------------------------------------------------------------------------------------ joint collapse
+
+DOWN = {f"eval/{name}/{key}": -2.0 for name in REWARDS for key in ("gain", "gain_high")}
+MIXED = DOWN | {"eval/aesthetic/gain_high": 0.1}  # its interval reaches above the base
+
+
+@pytest.mark.parametrize(
+    ("row", "fell"), [({}, False), (DOWN, True), (MIXED, False), (DOWN | {"eval/gold/gain_high": 3.0}, True)]
+)
+def test_a_collapse_is_of_every_reward_beyond_its_interval(row, fell):
+    assert every_reward_fell(row, REWARDS) is fell  # whatever a judge says
+
+
+@pytest.mark.parametrize(
+    ("signals", "collapsed", "peak", "last"),
+    [
+        ([0.0, 0.3, 0.5], [1, 2], 0, 0),
+        ([0.0, 0.3, 0.5, 0.45], [2], 3, 3),
+        ([0.0, 0.2, 0.25], [2], 1, 1),
+        ([0.0], [], 0, 0),
+    ],
+)
+def test_what_has_collapsed_is_never_kept(signals, collapsed, peak, last):
+    assert kept_index(signals, 0.1, 1, "peak", collapsed) == peak
+    assert kept_index(signals, 0.1, 1, "last", collapsed) == last
+
+
+def test_the_base_is_shipped_where_every_reward_fell(tmp_path, capsys):
+    """Although what the watch compares agrees better and better."""
+    watch = follow(tmp_path, [0.0, 0.3, 0.5], {1: DOWN, 2: DOWN}, rewards=REWARDS)[0]
+    said = "alarm after 64 reward queries (joint collapse), every reward fell below the base: ship the base"
+    assert (watch.alarm, watch.best, watch.ships_base) == (None, 0, True) and watch.sentence() == said
+    assert watch.fell == {"joint_collapse": said}
+    assert json.loads((tmp_path / "best/at.json").read_text())["iteration"] == 0  # what is in best/
+    assert capsys.readouterr().out.count(f"watch: {said}") == 1
+    again = OveroptimizationWatch(str(tmp_path), REWARDS, signal="trained")
+    again.load_state_dict(watch.state_dict())
+    assert again.seen == watch.seen and again.sentence() == said
+
+
+def test_sound_weights_are_shipped_before_and_after_a_collapse(tmp_path):
+    watch, module, stopped = follow(tmp_path, [0.0, 0.3, 0.5], {2: DOWN}, rewards=REWARDS, action="stop")
+    assert watch.sentence().startswith("alarm after 128 reward queries (joint collapse), every reward fell below the")
+    assert "; weights after 64 kept: " in watch.sentence() and (watch.best, stopped) == (64, 2)
+    assert [row["watch/alarm"] for row in module.rows] == [0, 0, 1]
+    assert follow(tmp_path, [0.0, 0.3, 0.5], {1: DOWN}, rewards=REWARDS)[0].best == 128
+    assert follow(tmp_path, [0.0, 0.3, 0.5], {1: MIXED}, rewards=REWARDS)[0].fell == {}
+
+
+def test_without_the_trained_reward_it_ships_nothing_but_tells_a_collapse(tmp_path):
+    options = {"rewards": REWARDS, "signal": "agreement", "trained": None}
+    silent = follow(tmp_path, [0.0, 0.3], **options)[0]
+    assert silent.best is None and silent.sentence().endswith("without the trained reward: give train_reward=NAME")
+    fallen = follow(tmp_path, [0.0, 0.3, 0.4], {1: DOWN, 2: DOWN}, **options)[0]
+    assert fallen.sentence().endswith("every reward fell below the base: ship the base")
+    once = follow(tmp_path, [0.0, 0.3, 0.4], {2: DOWN}, **options)[0].sentence()
+    assert "(joint collapse), every reward fell below the base; which weights to ship" in once
+    assert not (tmp_path / "best").exists()
+    assert signal_of(ROW, None, REWARDS, "others") == pytest.approx(0.1) and signal_of(ROW, None, REWARDS, "all")
+
+
+def test_a_watch_from_before_collapses_were_looked_for_goes_on(tmp_path):
+    old = OveroptimizationWatch(str(tmp_path), ["hps"], signal="trained", margin=0.1, keep="peak")
+    old.load_state_dict({"queries": [0, 64], "signals": [0.0, 0.3]})
+    assert (old.best, old.signals) == (64, [0.0, 0.3])
+    assert old._knows({"iteration": 1, "reward_queries": 64}) and not old._knows({"iteration": 2, "reward_queries": 9})

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from src.errors import UserError
-from src.policy.adoption import adopt
+from src.policy.adoption import adopt, check_fit
 from src.policy.diffusion import DiffusionPolicy
 from src.policy.weights import recognise
 from src.tasks.members import names_numbers, numbers, paths_of, points_of
@@ -210,9 +210,14 @@ def test_wrong_weights_are_told(lora, policies, tmp_path):
     }
     attention = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     sdxl = save("sdxl.safetensors", pair(attention, 2048))
-    assert "a LoRA in diffusers' format of Stable Diffusion XL, which does not fit the base" in refused(policies, sdxl)
+    assert (
+        f"a LoRA in diffusers' format that does not fit the base {BASE}: its cross-attention takes text states of "
+        "width 2048 (Stable Diffusion XL), and that of the base 128; give a LoRA of that base"
+        in refused(policies, sdxl)
+    )
     deep = save("deep.safetensors", pair("unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_k", 128))
-    assert "of another model, which does not fit the base" in refused(policies, deep)
+    layer = "down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_k"
+    assert f"does not fit the base {BASE}: the base has no layer {layer}; give" in refused(policies, deep)
     kohya_xl = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(4, 1280)}
     assert "of Stable Diffusion XL" in refused(
         policies, foreign.save_kohya(lora, tmp_path / "xl.safetensors", **kohya_xl)
@@ -224,6 +229,12 @@ def test_wrong_weights_are_told(lora, policies, tmp_path):
     assert "it is of a transformer (Stable Diffusion 3, Flux)" in refused(policies, flux)
     loha = save("loha.safetensors", {"lora_unet_conv_out.hada_w1_a": torch.zeros(4, 4)})
     assert "no plain LoRA" in refused(policies, loha)
+    uneven = pair("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k", 64)
+    uneven = {key: torch.zeros(64, 8) if "lora_B" in key else value for key, value in uneven.items()}
+    told = refused(policies, save("uneven.safetensors", uneven))
+    assert "attn1.to_k have the ranks 4 and 8" in told and "suite.base" not in told
+    narrow = save("narrow.safetensors", pair("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k", 9))
+    assert "attn1.to_k is of a layer of [64, 9], and that of the base is [64, 64]" in refused(policies, narrow)
     half = save("half.safetensors", dict(list(pair("unet.conv_in", 4).items())[:1]))
     assert "conv_in has one matrix of two" in refused(policies, half)
     original = save("original.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)})
@@ -248,9 +259,18 @@ def test_a_unet_of_another_architecture_is_told(policies, tmp_path):
     save_file(wide, tmp_path / "sd1.safetensors")
     told = refused(policies, tmp_path / "sd1.safetensors")
     assert (
-        "a UNet's state dict of another architecture (Stable Diffusion 1.x) than the base" in told
+        f"a UNet's state dict of another architecture than the base {BASE}: its cross-attention takes text states of "
+        "width 768 (Stable Diffusion 1.x), and that of the base 128; give weights"
+        in told
         and "suite.base=" in told
     )
+    renamed = {key.replace("attn1", "self_attn"): value for key, value in state.items()}
+    save_file(renamed, tmp_path / "renamed.safetensors")
+    told = refused(policies, tmp_path / "renamed.safetensors")
+    assert ".attn1.to_q.weight is missing, " in told and "width" not in told and "Diffusion" not in told
+    more = {"conv_in.weight": torch.zeros(state["conv_in.weight"].shape[0], 9, 3, 3)}
+    save_file(state | more, tmp_path / "inpainting.safetensors")
+    assert "it takes 9 channels, and the base 4;" in refused(policies, tmp_path / "inpainting.safetensors")
     del state["conv_out.bias"]
     save_file(state, tmp_path / "part.safetensors")
     assert "conv_out.bias is missing, 1 such" in refused(policies, tmp_path / "part.safetensors")
@@ -282,5 +302,46 @@ def test_nothing_is_executed_from_a_pickle(policies, tmp_path, monkeypatch):
     assert "model.ckpt is a pickle, which can run any code" in refused(policies, "model.ckpt")
     assert "zip.pt is a pickle" in refused(policies, "zip.pt")
     assert "diffusion_pytorch_model.bin is a pickle" in refused(policies, "unet")
-    assert "is not a checkpoint of plain tensors" in refused(policies, "lora")
+    told = refused(policies, "lora")
+    assert "pytorch_lora_weights.bin is not a checkpoint of plain tensors: it holds more, which could run any" in told
+    assert "was not opened; ask for safetensors." in told
+    (tmp_path / "only").mkdir()
+    for name in ("lora.pt", "optimizer.pt"):
+        torch.save({}, tmp_path / "only" / name)
+    assert "lora.pt is a pickle, which can run any code" in refused(policies, "only")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_what_does_not_fit_is_told_without_being_taken_up(kind, lora, policies, tmp_path):
+    """By names and shapes; the policy stays as it is."""
+    unet = foreign.merged(lora)
+    sound = foreign.save_diffusers(lora, tmp_path / "sound") if kind == "lora" else tmp_path / "unet"
+    if kind == "full":
+        unet.save_pretrained(sound)
+    adopt(policies[kind], recognise(str(sound)), BASE, 0.5)
+    before = output(policies[kind])
+    check_fit(policies[kind], recognise(str(sound)), BASE)
+    file = next(sound.glob("*.safetensors"))
+    whole = file.read_bytes()
+    state = load_file(file)
+    key = next(key for key, value in state.items() if value.ndim == 2)
+    for fault in (state | {key: torch.zeros(3, 3)}, {f"x.{name}": value for name, value in state.items()}):
+        save_file(fault, file)
+        with pytest.raises(UserError, match=r"the base|ranks"):
+            check_fit(policies[kind], recognise(str(sound)), BASE)
+    file.write_bytes(whole[:-64])
+    with pytest.raises(UserError, match="cannot be read"):
+        check_fit(policies[kind], recognise(str(sound)), BASE)
+    assert torch.equal(output(policies[kind]), before)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_weights_that_are_no_numbers_are_told(kind, lora, policies, tmp_path):
+    state = foreign.matrices(lora) if kind == "lora" else dict(foreign.base_unet().state_dict())
+    key = next(iter(state))
+    state = {name: value.clone().contiguous() for name, value in state.items()}
+    state[key].view(-1)[0] = torch.nan
+    save_file({f"unet.{k}": v for k, v in state.items()} if kind == "lora" else state, tmp_path / "nan.safetensors")
+    told = refused(policies, tmp_path / "nan.safetensors")
+    assert "1 of its " in told and "hold NaN or infinity" in told and "give an earlier checkpoint" in told

@@ -41,13 +41,14 @@ class EvaluationSet:
     base_features: Tensor | None = None
     peak: dict[str, float] = field(default_factory=dict)  # reward -> highest gain so far
 
-    def compare(self, scores: dict[str, Tensor], trained: str, judges: Collection[str] = ()) -> Metrics:
+    def compare(self, scores: dict[str, Tensor], trained: str | None, judges: Collection[str] = ()) -> Metrics:
         """Every reward against the base's pictures of the same prompts and seeds; all but the judges also jointly.
 
         A reward that the base's pictures do not differ in has no base sd, and so no gain.
         """
         self.base = self.base or scores
         gains = {name: bootstrap_mean(values.numpy(), self.prompts) for name, values in self.gains(scores).items()}
+        own = gains.get(trained) if trained else None
         metrics: Metrics = {}
         for name, values in scores.items():
             base = self.base[name]
@@ -63,8 +64,8 @@ class EvaluationSet:
                 self.peak[name] = max(gain.mean, self.peak.get(name, -np.inf))
                 row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
                 row["below_peak"] = self.peak[name] - gain.mean
-            if {name, trained} <= gains.keys():
-                row["gap"] = gains[trained].mean - gains[name].mean
+            if own is not None and name in gains:
+                row["gap"] = own.mean - gains[name].mean
             metrics |= {f"{self.name}/{name}/{key}": value for key, value in row.items()}
         joint = joint_rates({name: values for name, values in scores.items() if name not in judges}, self.base)
         return metrics | {f"{self.name}/{key}": value for key, value in joint.items()}

@@ -42,8 +42,8 @@ class Gallery:
         scores: Scores,
     ) -> None:
         """The first pictures: samples/00020.png, labelled with the trained reward, and every reward in a table."""
-        n = len(images)
-        ends = [f" {score:.1f}" for score in scores[learner.reward_name][:n].tolist()]
+        n, trained = len(images), learner.reward_name
+        ends = [f" {score:.1f}" for score in scores[trained][:n].tolist()] if trained else None
         grid = picture_grid(images, prompts[:n], ends=ends)
         self._save(grid, f"{learner.iteration:05d}.png")
         rows = [
@@ -66,19 +66,20 @@ class Gallery:
 
         Without a judge the mean of the other rewards stands in. `gains` are in base sd.
         """
-        others = [name for name in gains if name != learner.reward_name]
-        if not others or learner.reward_name not in gains:
+        name = learner.reward_name
+        others = [other for other in gains if other != name]
+        if not others or name is None or name not in gains:
             return
         judge = judge if judge in gains else None
-        trained = gains[learner.reward_name]
-        against = gains[judge] if judge else torch.stack([gains[name] for name in others]).mean(0)
+        trained = gains[name]
+        against = gains[judge] if judge else torch.stack([gains[other] for other in others]).mean(0)
         worst = (trained - against).argsort(descending=True, stable=True)[:COLUMNS].tolist()
         chosen = [prompts[k] for k in worst], [seeds[k] for k in worst]
         with trainer.precision_plugin.forward_context():
             now = learner.drawn_from.sample(*chosen).images
             with learner.drawn_from.as_base():
                 before = learner.drawn_from.sample(*chosen).images
-        labels = [*chosen[0], *[learner.reward_name] * len(worst)]
+        labels = [*chosen[0], *[name] * len(worst)]
         ends = [""] * len(worst) + [f" {trained[k]:+.1f}, {judge or 'others'} {against[k]:+.1f}" for k in worst]
         grid = picture_grid(torch.cat([before, now]), labels, columns=len(worst), size=160, ends=ends)
         self._save(grid, "hacks.png")
@@ -90,7 +91,8 @@ class Gallery:
     def _captioned(self, learner: Learner, grid: Image.Image) -> wandb.Image:
         when = learner.when.format(learner.reward_queries)
         at = f"iteration {learner.iteration}, {when}"
-        return wandb.Image(grid, caption=f"{at}; label: {learner.reward_name}")
+        labelled = f"; label: {learner.reward_name}" if learner.reward_name else ""
+        return wandb.Image(grid, caption=f"{at}{labelled}")
 
     def _log(self, trainer: Trainer, media: dict) -> None:
         for key in media:

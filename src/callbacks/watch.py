@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,14 +11,33 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.errors import UserError
 from src.files import make_folder, remove, write_json
 from src.learner import AFTER, Learner
-from src.metrics.watching import Keep, Signal, alarm_index, kept_index, needs_others, signal_of
+from src.metrics.watching import (
+    FELL,
+    Keep,
+    Signal,
+    alarm_index,
+    every_reward_fell,
+    kept_index,
+    needs_others,
+    needs_trained,
+    signal_of,
+)
+
+
+class Seen(NamedTuple):
+    """One evaluation as the watch sees it."""
+
+    iteration: int | None  # None in a checkpoint from before it was kept
+    queries: int  # reward queries
+    signal: float | None  # None where the evaluation lacks what is followed
+    collapsed: bool  # every reward fell below the base
 
 
 class OveroptimizationWatch(Callback):
-    """Follows a signal (see signal_of) from evaluation to evaluation.
+    """Follows a signal (see signal_of) from evaluation to evaluation, and looks whether all rewards fall together.
 
     best/ holds the weights that the rule would ship, with at.json to say when that was; where a regulariser averages
-    weights, best/ema their average at that time.
+    weights, best/ema their average at that time. Weights whose rewards all lie below the base's are never kept.
 
     Args:
         rewards: names of the suite's rewards; judges are none of them.
@@ -44,21 +63,56 @@ class OveroptimizationWatch(Callback):
             raise UserError(f"watch: signal={signal} needs a suite with a second reward; choose trained.")
         self.folder, self.rewards, self.signal = Path(run_dir) / "best", rewards, signal
         self.margin, self.patience, self.keep, self.action = margin, patience, keep, action
-        self.queries: list[int] = []
-        self.signals: list[float] = []
-        self.when = AFTER
+        self.seen: list[Seen] = []
+        self.when, self.knows_trained = AFTER, True
+
+    @property
+    def followed(self) -> list[Seen]:
+        """The evaluations that have what is followed."""
+        return [each for each in self.seen if each.signal is not None]
+
+    @property
+    def signals(self) -> list[float]:
+        """Theirs."""
+        return [each.signal for each in self.seen if each.signal is not None]
 
     @property
     def alarm(self) -> int | None:
-        """Reward queries at the alarm."""
+        """Reward queries at the alarm of the signal."""
         k = alarm_index(self.signals, self.margin, self.patience)
-        return None if k is None else self.queries[k]
+        return None if k is None else self.followed[k].queries
+
+    @property
+    def collapse(self) -> int | None:
+        """Reward queries where every reward was below the base for the first time."""
+        return next((each.queries for each in self.seen if each.collapsed), None)
+
+    @property
+    def kept(self) -> Seen | None:
+        """The evaluation whose weights are kept."""
+        followed = self.followed
+        collapsed = [k for k, each in enumerate(followed) if each.collapsed]
+        k = kept_index(self.signals, self.margin, self.patience, self.keep, collapsed)
+        return None if k is None else followed[k]
 
     @property
     def best(self) -> int | None:
         """Reward queries of the weights that are kept."""
-        k = kept_index(self.signals, self.margin, self.patience, self.keep)
-        return None if k is None else self.queries[k]
+        return None if self.kept is None else self.kept.queries
+
+    @property
+    def fell(self) -> dict[str, str]:
+        """What a summary tells of a joint collapse; empty where there was none."""
+        return {} if self.collapse is None else {"joint_collapse": self.sentence()}
+
+    @property
+    def ships_base(self) -> bool:
+        """Whether nothing but the base is left to ship because every reward fell below it."""
+        if self.collapse is None:
+            return False
+        if self.followed:
+            return self.kept is None or self.kept is self.seen[0]
+        return all(each.collapsed for each in self.seen[1:])
 
     def on_train_start(self, trainer: Trainer, pl_module: Learner) -> None:
         self._look(trainer, pl_module)
@@ -73,21 +127,32 @@ class OveroptimizationWatch(Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
         row = next(c for c in callbacks if isinstance(c, CrossRewardEvaluation)).history[-1]
         apart = [name for name in self.rewards if name not in pl_module.reward_members]  # what is not trained on
-        value = signal_of(row, pl_module.reward_name, apart, self.signal)
         self.when = pl_module.when  # of checkpoints of others, queries are not known
-        if value is None or row["reward_queries"] in self.queries:
+        self.knows_trained = pl_module.reward_name is not None
+        if self._knows(row):
             return
-        known = self.alarm
-        self.queries.append(int(row["reward_queries"]))
-        self.signals.append(value)
-        if self.best == self.queries[-1] and trainer.is_global_zero:
-            self._keep(pl_module, value)
-        below = max(self.signals) - value
-        alarmed = float(self.alarm is not None)
-        pl_module.record("watch", {"watch/signal": value, "watch/below_peak": below, "watch/alarm": alarmed})
-        if self.alarm is not None and known is None:
+        value = signal_of(row, pl_module.reward_name, apart, self.signal)
+        alarm, collapse = self.alarm, self.collapse
+        collapsed = every_reward_fell(row, self.rewards)
+        self.seen.append(Seen(int(row["iteration"]), int(row["reward_queries"]), value, collapsed))
+        if value is not None:
+            self._record(trainer, pl_module, value)
+        if (alarm is None and self.alarm is not None) or (collapse is None and collapsed):
             rank_zero_only(print)(f"watch: {self.sentence()}", flush=True)
             trainer.should_stop = trainer.should_stop or self.action == "stop"
+
+    def _knows(self, row: dict[str, Any]) -> bool:
+        return any(
+            row["reward_queries"] == each.queries if each.iteration is None else row["iteration"] == each.iteration
+            for each in self.seen
+        )
+
+    def _record(self, trainer: Trainer, pl_module: Learner, value: float) -> None:
+        if self.kept is self.seen[-1] and trainer.is_global_zero:
+            self._keep(pl_module, value)
+        below = max(self.signals) - value
+        alarmed = float(self.alarm is not None or self.collapse is not None)
+        pl_module.record("watch", {"watch/signal": value, "watch/below_peak": below, "watch/alarm": alarmed})
 
     def _keep(self, pl_module: Learner, value: float) -> None:
         partial, old = self.folder.with_suffix(".partial"), self.folder.with_suffix(".old")
@@ -95,7 +160,7 @@ class OveroptimizationWatch(Callback):
             remove(left)
         make_folder(partial)
         pl_module.policy.save(partial, pl_module.averaged)
-        queries = self.queries[-1]
+        queries = self.seen[-1].queries
         write_json(partial / "at.json", {"reward_queries": queries, "iteration": pl_module.iteration, "signal": value})
         if os.path.lexists(self.folder):
             self.folder.rename(old)
@@ -104,18 +169,32 @@ class OveroptimizationWatch(Callback):
 
     def sentence(self) -> str:
         """What the watch has to say so far."""
-        if not self.signals:
-            return "off, for the evaluations lack what it follows."
-        kept = f"weights {self.when.removesuffix(' reward queries').format(self.best)} kept: {self.folder}"
-        if self.alarm is None:
-            return f"no alarm by {self.signal}; {kept}"
-        return (
-            f"alarm {self.when.format(self.alarm)}, {self.signal} has fallen more than {self.margin} below its peak; "
-            f"{kept}"
-        )
+        heard = []
+        if self.alarm is not None:
+            at = self.when.format(self.alarm)
+            heard.append(f"alarm {at}, {self.signal} has fallen more than {self.margin} below its peak")
+        if self.collapse is not None:
+            end = ": ship the base" if self.ships_base else ""
+            heard.append(f"alarm {self.when.format(self.collapse)} (joint collapse), {FELL}{end}")
+        if not self.followed and not self.ships_base:
+            heard.append(self._why_off())
+        elif not self.ships_base:
+            kept = f"weights {self.when.removesuffix(' reward queries').format(self.best)}"
+            kept = "the base's weights" if self.kept is self.seen[0] else kept
+            heard = [*(heard or [f"no alarm by {self.signal}"]), f"{kept} kept: {self.folder}"]
+        return "; ".join(heard)
+
+    def _why_off(self) -> str:
+        if not self.knows_trained and needs_trained(self.signal):
+            return "which weights to ship it cannot tell without the trained reward: give train_reward=NAME"
+        return "off, for the evaluations lack what it follows."
 
     def state_dict(self) -> dict[str, Any]:
-        return {"queries": self.queries, "signals": self.signals}
+        return {"seen": [list(each) for each in self.seen]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.queries, self.signals = state_dict["queries"], state_dict["signals"]
+        if "seen" in state_dict:
+            self.seen = [Seen._make(each) for each in state_dict["seen"]]
+        else:  # of a run that was begun before collapses were looked for
+            pairs = zip(state_dict["queries"], state_dict["signals"], strict=True)
+            self.seen = [Seen(None, queries, signal, False) for queries, signal in pairs]

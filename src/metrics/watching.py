@@ -4,15 +4,18 @@ None of them looks at a judge: they are made of what a practitioner has.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 Signal = Literal["trained", "others", "all", "carry_over", "agreement", "diversity", "nearness", "plainness"]
 Keep = Literal["peak", "last"]
+FELL = "every reward fell below the base"
 
 
-def signal_of(row: Mapping[str, Any], trained: str, rewards: list[str], signal: Signal) -> float | None:
+def signal_of(row: Mapping[str, Any], trained: str | None, rewards: list[str], signal: Signal) -> float | None:
     """The followed figure of an evaluation, the higher the better; None where the evaluation lacks what it needs.
+
+    Without a name of the trained reward, which nobody may know of weights of others, the rewards are all `others`.
 
     - trained, others, all: mean gain of those rewards on prompts that no run trains on, base sd. A policy that learns
       what the reward stands for carries it over to new prompts; one that learns to please the network on its own
@@ -22,6 +25,8 @@ def signal_of(row: Mapping[str, Any], trained: str, rewards: list[str], signal: 
     - diversity: log of the Vendi score within prompts. nearness: minus sqrt(KL) from the base. plainness: minus the
       mean saturation.
     """
+    if trained is None and needs_trained(signal):
+        return None
     others = [name for name in rewards if name != trained]
     gains = {
         "trained": ([f"held_out/{trained}/gain"], []),
@@ -49,6 +54,20 @@ def needs_others(signal: Signal) -> bool:
     return signal in ("others", "agreement")
 
 
+def needs_trained(signal: Signal) -> bool:
+    """Whether it asks which reward was trained on."""
+    return signal in ("trained", "carry_over", "agreement")
+
+
+def every_reward_fell(row: Mapping[str, Any], rewards: Iterable[str]) -> bool:
+    """Joint collapse: whether each of these rewards has fallen below the base's, its whole 95% interval.
+
+    Rewards that have no gain say nothing; without any that has one there is no collapse.
+    """
+    highest = [row[key] for name in rewards if (key := f"eval/{name}/gain_high") in row]
+    return bool(highest) and all(high < 0 for high in highest)
+
+
 def alarm_index(signals: list[float], margin: float, patience: int) -> int | None:
     """The first evaluation at which the signal has been more than `margin` below its peak `patience` times in a row."""
     peak, below = float("-inf"), 0
@@ -60,15 +79,20 @@ def alarm_index(signals: list[float], margin: float, patience: int) -> int | Non
     return None
 
 
-def kept_index(signals: list[float], margin: float, patience: int, keep: Keep) -> int | None:
+def kept_index(
+    signals: list[float], margin: float, patience: int, keep: Keep, collapsed: Collection[int] = ()
+) -> int | None:
     """The evaluation whose weights are kept: before the alarm, the signal's peak, or the last one within the margin.
+
+    Never one of those that have `collapsed`, in which every reward fell below the base; the base itself is none.
 
     A signal that falls from the start, such as nearness, has its peak at the base: keep the last.
     """
     seen = signals[: alarm_index(signals, margin, patience)]
-    if not seen:
+    sound = [k for k in range(len(seen)) if k not in collapsed]
+    if not sound:
         return None
     if keep == "peak":
-        return seen.index(max(seen))
-    within = [k for k, value in enumerate(seen) if max(seen[: k + 1]) - value <= margin]
-    return within[-1]
+        return max(sound, key=lambda k: seen[k])
+    within = [k for k in sound if max(seen[: k + 1]) - seen[k] <= margin]
+    return within[-1] if within else sound[0]

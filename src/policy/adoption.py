@@ -14,7 +14,19 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
-from src.policy.weights import PARTS, Adapter, Weights, check_parts, check_unet, read_lora, read_unet
+from src.policy.weights import (
+    PARTS,
+    Adapter,
+    Weights,
+    check_finite,
+    check_parts,
+    check_unet,
+    read_lora,
+    read_unet,
+    shapes_of_unet,
+)
+
+MATRICES = ("down", "up")  # of an adapter
 
 
 def adopt(policy: DiffusionPolicy, weights: Weights, base: str, scale: float = 1.0) -> None:
@@ -33,10 +45,29 @@ def adopt(policy: DiffusionPolicy, weights: Weights, base: str, scale: float = 1
     if weights.kind == "full":
         _adopt_unet(policy, weights, base, scale)
     else:
+        adapters = read_lora(weights, _modules(policy), base)
+        check_finite(weights, {f"{name}.{part}": getattr(a, part) for name, a in adapters.items() for part in MATRICES})
         _remove_adapters(policy.network)
-        tensors = {name: value for name, value in policy.network.state_dict().items() if value.ndim > 1}
-        modules = {name.removesuffix(".weight"): value for name, value in tensors.items()}
-        _add(policy, read_lora(weights, modules, base), scale)
+        _add(policy, adapters, scale)
+
+
+def check_fit(policy: DiffusionPolicy, weights: Weights, base: str) -> None:
+    """Raises UserError on weights that the policy could not take up, by names and shapes; it stays as it is."""
+    if weights.kind == "lora":
+        read_lora(weights, _modules(policy), base)
+        return
+    check_unet(shapes_of_unet(weights), policy.base_network.state_dict(), weights, base)
+    _check_parts(policy, weights, base)
+
+
+def _modules(policy: DiffusionPolicy) -> dict[str, Tensor]:
+    """Weights of the base's network by module, whether it has adapters now or not."""
+    own = {name: value for name, value in policy.network.state_dict().items() if ".lora_" not in name}
+    return {
+        name.replace(".base_layer.", ".").removesuffix(".weight"): value
+        for name, value in own.items()
+        if value.ndim > 1
+    }
 
 
 def _remove_adapters(unet: Any) -> None:
@@ -51,11 +82,16 @@ def _remove_adapters(unet: Any) -> None:
 def _adopt_unet(policy: DiffusionPolicy, weights: Weights, base: str, scale: float) -> None:
     state, own = read_unet(weights), policy.base_network.state_dict()
     check_unet(state, own, weights, base)
-    parts = {part: getattr(policy, part).state_dict() for part in PARTS if hasattr(policy, part)}
-    check_parts(weights, parts, policy.sampler.prediction_type, base)
+    check_finite(weights, state)
+    _check_parts(policy, weights, base)
     with torch.no_grad():
         for name, value in policy.network.state_dict().items():
             value.copy_(torch.lerp(own[name].to(value), state[name].to(value), scale))
+
+
+def _check_parts(policy: DiffusionPolicy, weights: Weights, base: str) -> None:
+    parts = {part: getattr(policy, part).state_dict() for part in PARTS if hasattr(policy, part)}
+    check_parts(weights, parts, policy.sampler.prediction_type, base)
 
 
 def _add(policy: DiffusionPolicy, adapters: dict[str, Adapter], scale: float) -> None:

@@ -30,6 +30,7 @@ LORA = "pytorch_lora_weights"
 ADAPTER = "adapter_model.safetensors"
 NETWORKS = ("unet", "transformer")  # of a pipeline
 PARTS = ("text_encoder", "vae")  # beside it
+STATE_OF_TRAINING = ("optimizer", "scheduler", "random_states", "rng_state", "scaler", "sampler", "training_args")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_FILES = (
     *("model_index.json", "scheduler/*.json", "config.json", "adapter_config.json", ADAPTER, f"{LORA}.safetensors"),
@@ -117,7 +118,7 @@ def in_file(path: str, file: Path) -> Weights | None:
     if file.name == f"{LORA}.bin":
         return Weights(path, "lora", file, "a LoRA in an older diffusers' format")
     if file.suffix in PICKLES:
-        raise UserError(f"weights={path}: {_pickled(file)}")
+        raise UserError(f"weights={path}: {_pickled(file)}.")
     if file.suffix != ".safetensors":
         return None
     try:
@@ -138,8 +139,8 @@ def in_file(path: str, file: Path) -> Weights | None:
 
 def _pickled(file: Path) -> str:
     return (
-        f"{file.name} is a pickle, which can run any code when it is opened, so it is not; save the weights as "
-        f"safetensors (save_pretrained) where you trust them, and {FITTING}."
+        f"{file.name} is a pickle, which can run any code when it is opened, so it is not; ask for safetensors, or "
+        "save the weights so yourself (save_pretrained) where you trust them"
     )
 
 
@@ -149,8 +150,8 @@ def _why_none(place: Path) -> str:
     if (place / "config.yaml").is_file():
         return "that run has no weights yet (unet/, transformer/, lora/ or best/)"
     pickles = sorted(file for file in place.rglob("*") if file.suffix in PICKLES)
-    known = [file for file in pickles if file.name.startswith((UNET, "adapter_model", "pytorch_model", "model"))]
-    return _pickled(known[0]).split(";")[0] if known else "there are no weights in that folder"
+    known = [file for file in pickles if not file.name.startswith(STATE_OF_TRAINING)]
+    return _pickled(known[0]) if known else "there are no weights in that folder"
 
 
 # --------------------------------------------------------------------------------------------------------- full weights
@@ -158,16 +159,45 @@ def _why_none(place: Path) -> str:
 
 def read_unet(weights: Weights) -> State:
     """A UNet's tensors in float32, of one file or of shards; of several variants the one without a name."""
-    files = [weights.file]
-    if weights.file.is_dir():
-        every = sorted(weights.file.glob(f"{UNET}*.safetensors"))
-        plain = [file for file in every if re.fullmatch(rf"{UNET}(-\d+-of-\d+)?\.safetensors", file.name)]
-        variant = every[0].name.removeprefix(UNET).split(".")[1].split("-")[0]
-        files = plain or [file for file in every if file.name.removeprefix(UNET).startswith(f".{variant}")]
     state: State = {}
-    for file in files:
+    for file in _files_of_unet(weights):
         state |= _tensors(file, weights)
     return {key: value.float() for key, value in state.items()}
+
+
+def shapes_of_unet(weights: Weights) -> State:
+    """The same without their values, which are not read."""
+    state: State = {}
+    for file in _files_of_unet(weights):
+        try:
+            with safe_open(file, "pt") as opened:
+                state |= {key: torch.empty(opened.get_slice(key).get_shape(), device="meta") for key in opened.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise UserError(_unreadable(file, weights, error)) from error
+    return state
+
+
+def _files_of_unet(weights: Weights) -> list[Path]:
+    if not weights.file.is_dir():
+        return [weights.file]
+    every = sorted(weights.file.glob(f"{UNET}*.safetensors"))
+    plain = [file for file in every if re.fullmatch(rf"{UNET}(-\d+-of-\d+)?\.safetensors", file.name)]
+    variant = every[0].name.removeprefix(UNET).split(".")[1].split("-")[0]
+    return plain or [file for file in every if file.name.removeprefix(UNET).startswith(f".{variant}")]
+
+
+def check_finite(weights: Weights, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError on weights that are no numbers, such as those of a training run that blew up."""
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(
+            f"{weights.option}: {len(broken)} of its {len(state)} tensors hold NaN or infinity ({broken[0]}): training "
+            "had blown up before they were saved; give an earlier checkpoint."
+        )
+
+
+def _unreadable(file: Path, weights: Weights, error: Exception) -> str:
+    return f"{weights.option}: {file.name} cannot be read ({first_line(error)}); fetch it anew."
 
 
 def _tensors(file: Path, weights: Weights) -> State:
@@ -176,9 +206,7 @@ def _tensors(file: Path, weights: Weights) -> State:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{weights.option}: {file.name} cannot be read ({first_line(error)}); fetch it anew."
-        ) from error
+        raise UserError(_unreadable(file, weights, error)) from error
 
 
 def check_unet(state: Mapping[str, Tensor], own: Mapping[str, Tensor], weights: Weights, base: str) -> None:
@@ -192,22 +220,30 @@ def check_unet(state: Mapping[str, Tensor], own: Mapping[str, Tensor], weights: 
             if key in state and state[key].shape != own[key].shape
         ),
     ]
-    if faults:
-        raise UserError(
-            f"{weights.option}: {weights.form} of another architecture{_model_of(state)} than the base {base}"
-            f"{_model_of(own)} ({faults[0]}, {len(faults)} such); give weights of that base, or their own base as "
-            "suite.base=."
-        )
+    if not faults:
+        return
+    widths = {_width(tensors) for tensors in (state, own)}
+    inputs = [tensors["conv_in.weight"].shape[1] for tensors in (state, own) if "conv_in.weight" in tensors]
+    cause = f"{faults[0]}, {len(faults)} such"
+    if len(widths - {None}) == 2:
+        cause = _other_width(_width(state), _width(own))
+    elif len(set(inputs)) == 2:
+        cause = f"it takes {inputs[0]} channels, and the base {inputs[1]}"
+    raise UserError(
+        f"{weights.option}: {weights.form} of another architecture than the base {base}: {cause}; give weights of that "
+        "base, or their own base as suite.base=."
+    )
 
 
-def _model_of(state: Mapping[str, Tensor]) -> str:
-    """By the width of its text states, in brackets."""
-    wide = next((value.shape[1] for key, value in state.items() if key.endswith("attn2.to_k.weight")), None)
-    if wide is None:
-        return ""
-    inputs = state["conv_in.weight"].shape[1] if "conv_in.weight" in state else 4
-    named = WIDTHS.get(wide, f"text states {wide} wide")
-    return f" ({named}{'' if inputs == 4 else f', {inputs} channels in'})"
+def _width(state: Mapping[str, Tensor]) -> int | None:
+    """Of the text states that the network's cross-attention takes."""
+    ends = ("attn2.to_k", "attn2.to_k.weight")
+    return next((value.shape[1] for key, value in state.items() if key.endswith(ends)), None)
+
+
+def _other_width(theirs: int | None, own: int | None) -> str:
+    named = [f"{wide} ({WIDTHS[wide]})" if wide in WIDTHS else str(wide) for wide in (theirs, own)]
+    return f"its cross-attention takes text states of width {named[0]}, and that of the base {named[1]}"
 
 
 def check_parts(weights: Weights, own: Mapping[str, Mapping[str, Tensor]], prediction_type: str, base: str) -> None:
@@ -305,15 +341,22 @@ def read_lora(weights: Weights, modules: Mapping[str, Tensor], base: str) -> dic
     for key, value in state.items():
         module, which = _place(key, flat)
         if module not in modules:
-            raise UserError(_another_model(weights, key, state, base))
+            raise UserError(_misfit(weights, state, modules, base, f"the base has no layer {module}"))
         parts.setdefault(module, {})[which] = value.float()
     adapters = {}
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
             raise UserError(f"{weights.option}: {module} has one matrix of two; the file is not whole.")
         shape, down, up = modules[module].shape, found["down"], found["up"]
-        if (up.shape[0], *down.shape[1:]) != tuple(shape) or up.shape[1] != down.shape[0]:
-            raise UserError(_another_model(weights, module, state, base))
+        if up.shape[1] != down.shape[0]:
+            raise UserError(
+                f"{weights.option}: the two matrices of {module} have the ranks {down.shape[0]} and {up.shape[1]}, and "
+                "cannot be multiplied: they are of two LoRAs, or the file is damaged; save it anew."
+            )
+        if (up.shape[0], *down.shape[1:]) != tuple(shape):
+            found_shape, own_shape = [up.shape[0], *down.shape[1:]], list(shape)
+            cause = f"its {module} is of a layer of {found_shape}, and that of the base is {own_shape}"
+            raise UserError(_misfit(weights, state, modules, base, cause))
         alpha = found["alpha"].item() if "alpha" in found else _alpha(module, down.shape[0], settings)
         adapters[module] = Adapter(down, up, alpha)
     if not adapters:
@@ -337,13 +380,15 @@ def _place(key: str, flat: Mapping[str, str]) -> tuple[str, str]:
     return key, ""
 
 
-def _another_model(weights: Weights, key: str, state: Mapping[str, Tensor], base: str) -> str:
+def _misfit(weights: Weights, state: State, modules: Mapping[str, Tensor], base: str, cause: str) -> str:
+    """Where the text states' widths differ, that is the cause: it is of another model; else what was found first."""
     wide = {v.shape[1] for k, v in state.items() if re.search(r"attn2[._]to_[kv].*(down|lora_A)", k) and v.ndim == 2}
-    named = " or ".join(WIDTHS.get(width, f"text states {width} wide") for width in sorted(wide))
-    of = f" of {named}" if named else " of another model"
+    own = _width(modules)
+    if other := sorted(wide - {own}):
+        cause = _other_width(other[0], own) if own is not None else f"{cause}; its text states are {other[0]} wide"
     return (
-        f"{weights.option}: {weights.form}{of}, which does not fit the base {base} ({key}); give a LoRA of that base, "
-        "or its own base as suite.base=."
+        f"{weights.option}: {weights.form} that does not fit the base {base}: {cause}; give a LoRA of that base, or "
+        "its own base as suite.base=."
     )
 
 

@@ -34,9 +34,15 @@ def arms_of(runs: Sequence[Run], where: str) -> tuple[dict[str, list[Run]], dict
         raise UserError(
             f"{where}: the finished runs differ in their seed only; name folders with runs of two settings or more."
         )
-    trained = sorted({run.trained for part in (arms, controls) for runs in part.values() for run in runs})
+    trained = {run.trained for part in (arms, controls) for runs in part.values() for run in runs}
+    if None in trained:
+        raise UserError(
+            f"{where}: what some of these weights were trained on is not known, and arms are compared at equal trained "
+            "reward: evaluate them with train_reward=NAME."
+        )
     if len(trained) > 1:
-        raise UserError(f"{where}: these runs train on {', '.join(trained)}; compare those of one reward.")
+        known = ", ".join(sorted(map(str, trained)))
+        raise UserError(f"{where}: these runs train on {known}; compare those of one reward.")
     return arms, controls
 
 
@@ -71,7 +77,7 @@ def main() -> None:
         folder = user_path(args.runs[0])
         found = pd.concat(rows, ignore_index=True)
         write_tables(folder, found, tables_of(found, args.at, args.against))
-        trained = next(iter(arms.values()))[0].trained
+        trained = str(next(iter(arms.values()))[0].trained)
         panels, drawn = proxy_and_gold(trained, args.x), [run for runs in arms.values() for run in runs]
         if args.x != "reward_queries":
             lay_out(drawn, args.x)

@@ -114,7 +114,7 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
     figure = go.Figure()
     for k, run in enumerate(runs):
         judged = run.series(f"eval/{JUDGE}/gain")
-        if all(map(math.isnan, judged)):
+        if all(map(math.isnan, judged)) or run.trained is None:
             continue
         for of, name, dash in _curves(run):
             figure.add_scatter(
@@ -195,7 +195,8 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
 def diversity_frontier(runs: list[Run]) -> list[go.Figure]:
     """Trained reward and gold over the diversity that is left: how to pay less for the same reward."""
     figures = []
-    for name in dict.fromkeys([*(run.trained for run in runs), JUDGE]):
+    followed = [name for run in runs for name in ([run.trained] if run.trained else run.others)]
+    for name in dict.fromkeys([*followed, JUDGE]):
         figure = go.Figure()
         for k, run in enumerate(runs):
             gains, vendi = run.series(f"eval/{name}/gain"), run.series("pictures/vendi")
@@ -245,7 +246,8 @@ def _names(configs: list[dict[str, Any]], keys: list[str]) -> list[str]:
     """Different configurations by as few of these keys as tell them apart: their kinds, then what varies within one."""
     kinds = [key for key in keys if key.endswith("._target_")]
     names = [
-        [config["train_reward"], *(str(config.get(key)).rsplit(".", 1)[-1] for key in kinds)] for config in configs
+        [config["train_reward"] or "not known", *(str(config.get(key)).rsplit(".", 1)[-1] for key in kinds)]
+        for config in configs
     ]
     for key in sorted((key for key in keys if key not in kinds), key=lambda key: key.startswith(UNSAID)):
         for name in {tuple(name) for name in names}:

@@ -16,6 +16,7 @@ from src.files import write_text
 from src.progress import track
 from src.report import figures
 from src.report.runs import Run, differences, flat, headline
+from src.report.series import columns_of, series_csv, verdict, weighed
 from src.report.watching import detect
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
@@ -29,7 +30,7 @@ def write_report(runs: list[Run], target: Path) -> Path:
     html = environment.get_template("page.html.j2").render(
         title=runs[0].config["name"] if len(runs) == 1 else f"{len(runs)} runs",
         plotlyjs=get_plotlyjs(),
-        headlines=[{"label": run.label, "text": headline(run)} for run in runs],
+        headlines=[{"label": run.label, "text": f"{verdict(run)} {headline(run)}".strip()} for run in runs],
         shared=[section for section in _shared(runs) if section["plots"]],
         runs=[_one(run) for run in track(runs, "pictures and figures of runs")],
         differences=_difference_table(runs),
@@ -39,7 +40,16 @@ def write_report(runs: list[Run], target: Path) -> Path:
     write_text(target, html)
     if len(figures.treatments(runs)) > 1:
         write_text(target.with_name(f"{target.stem}_matrix.csv"), matrix_csv(runs))
+    series = [run for run in runs if _is_series(run)]
+    for k, run in enumerate(series):
+        which = f"_{k + 1}" if len(series) > 1 else ""
+        write_text(target.with_name(f"{target.stem}_series{which}.csv"), series_csv(run))
     return target
+
+
+def _is_series(run: Run) -> bool:
+    """Whether it looked at several weights, or at several degrees of them."""
+    return run.config.get("task") == "evaluate" and len(run.evaluations) > 2
 
 
 def matrix_csv(runs: list[Run]) -> str:
@@ -133,10 +143,17 @@ def _one(run: Run) -> dict[str, Any]:
             {"caption": caption, "source": source} for path, caption in _grids(run) if (source := _picture(path))
         ],
         "trained": run.trained,
+        "series": _series_rows(run) if _is_series(run) else [],
         "judge": next(iter(run.config["suite"].get("judges") or {}), "the other rewards"),
         "hacks": _picture(hacks) if hacks.exists() else None,
         "config": sorted(flat(run.config).items()),
     }
+
+
+def _series_rows(run: Run) -> list[list[str]]:
+    """A heading, then a row for each evaluation."""
+    columns = columns_of(run, weighed(run))
+    return [list(columns), *(list(cells) for cells in zip(*columns.values(), strict=True))]
 
 
 def _notes(run: Run) -> list[str]:

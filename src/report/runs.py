@@ -110,8 +110,8 @@ class Run:
         return flat(self.config)
 
     @property
-    def trained(self) -> str:
-        """Name of the reward that it is trained on, or drawn by."""
+    def trained(self) -> str | None:
+        """Name of the reward that it is trained on, or drawn by; None of weights of which nobody knows it."""
         return self.config["train_reward"]
 
     @property
@@ -119,13 +119,13 @@ class Run:
         """Names of all evaluated rewards, the trained one first, judges last."""
         judges = list(self.config["suite"].get("judges") or {})
         others = [name for name in self.config["suite"]["rewards"] if name != self.trained]
-        return [self.trained, *others, *judges]
+        return [*([self.trained] if self.trained else []), *others, *judges]
 
     @property
     def others(self) -> list[str]:
         """Names of the rewards that neither are trained on nor part of what is, such as an ensemble's members."""
         rewards = self.config["suite"]["rewards"]
-        members = rewards[self.trained].get("members", [])
+        members = rewards[self.trained].get("members", []) if self.trained else []
         return [name for name in rewards if name != self.trained and rewards[name] not in members]
 
     def series(self, key: str, rows: list[Row] | None = None) -> list[float | int]:
@@ -135,7 +135,7 @@ class Run:
     @property
     def has_average(self) -> bool:
         """Whether averaged weights were evaluated beside the raw ones."""
-        return f"eval_ema/{self.trained}/gain" in self.evaluations[-1]
+        return any(f"eval_ema/{name}/gain" in self.evaluations[-1] for name in self.rewards)
 
     @property
     def alarm(self) -> int | None:
@@ -148,6 +148,8 @@ class Run:
 
         It is known of one base, one way of sampling, one set of prompts and one version of the reward.
         """
+        if not self.trained:
+            return None
         file = ROOT / (self.config["suite"].get("control") or "")
         known = read_json(file)["best_of_n"] if file.is_file() else {}
         of = known.get(f"{self.trained}/of")
@@ -360,6 +362,8 @@ def differences(runs: list[Run], begin: tuple[str, ...] = ("",)) -> list[str]:
 def headline(run: Run, judge: str = "gold") -> str:
     """The outcome in one sentence of plain words."""
     last = run.evaluations[-1]
+    if run.trained is None:
+        return _of_unknown(run)
     proxy = last.get(f"eval/{run.trained}/gain")
     if proxy is None:
         return f"The base's pictures do not differ in the trained reward ({run.trained}): it has no gain to tell."
@@ -377,6 +381,18 @@ def headline(run: Run, judge: str = "gold") -> str:
         return f"{start}; {judge} {with_it} to {gains[-1]:+.1f} and has not fallen yet."
     where = f"was highest {run.told(0)}" if peak == 0 else f"peaked {run.told(peak)} ({gains[peak]:+.2f})"
     return f"{start}; {judge} {where} and had lost {lost:.1f} base sd at the end."
+
+
+def _of_unknown(run: Run) -> str:
+    """Of weights of which nobody knows what they were trained on: what became of every reward."""
+    if len(run.evaluations) == 1:
+        return "Only the base model has been evaluated so far."
+    last = run.evaluations[-1]
+    gains = [f"{name} {last[key]:+.1f}" for name in run.rewards if (key := f"eval/{name}/gain") in last]
+    told = run.told(len(run.evaluations) - 1)
+    return (
+        f"Gains over the base {told}, in base sd: {', '.join(gains)}; what was trained on is not known (train_reward=)."
+    )
 
 
 def _outset(run: Run, proxy: float | int) -> str:

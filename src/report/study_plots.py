@@ -51,7 +51,7 @@ def draw_curves(
     training are dotted: in the panels whose x they share with training, and in two of their own.
     """
     controls = controls or {}
-    own = costs_of_controls(next(iter(controls.values()))[0].trained) if controls else {}
+    own = costs_of_controls(str(next(iter(controls.values()))[0].trained)) if controls else {}
     rows = -(-(len(panels) + len(own)) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
     for axis, (title, (x, y)) in zip(axes.flat, (panels | own).items(), strict=False):

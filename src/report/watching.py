@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from src.metrics.watching import Keep, Signal, alarm_index, kept_index, signal_of
+from src.metrics.watching import Keep, Signal, alarm_index, every_reward_fell, kept_index, signal_of
 from src.report.runs import Run
 
 FALLEN = 0.5  # base sd that gold must have lost at the end for the run to count as overoptimized
@@ -39,29 +39,49 @@ def followed(run: Run, signal: Signal) -> list[float] | None:
     return known if len(known) == len(found) else None
 
 
+def collapsed(run: Run) -> list[int]:
+    """The evaluations in which every reward fell below the base."""
+    rewards = list(run.config["suite"]["rewards"])
+    return [k for k, row in enumerate(run.evaluations) if every_reward_fell(row, rewards)]
+
+
 @dataclass(frozen=True)
 class Shipment:
     """What a run's own watch says, asked by nothing but its rows."""
 
     index: int  # of the evaluation whose weights it would ship; 0 is the base
     alarm: bool
+    collapsed: bool = False  # whether every reward fell below the base somewhere
 
 
 def shipment(run: Run) -> Shipment | None:
     """What the run's watch would ship, by its options; None without a watch, or where it lacks what it follows.
 
     Where there is no alarm, that is what it kept last. Of a control, or of weights by degrees, in which no watch has
-    spoken, the same rule is asked of the settings, in their order.
+    spoken, the same rule is asked of the settings: in their order, degrees from the base on. Where nobody knows what
+    was trained on, the base is shipped if every reward fell below it everywhere.
     """
     watch = (run.config.get("callbacks") or {}).get("watch")
     if not watch:
         return None
-    signals = followed(run, watch["signal"])
+    signals, fallen, order = followed(run, watch["signal"]), collapsed(run), from_the_base(run)
     if signals is None:
+        everywhere = bool(fallen) and len(fallen) == len(run.evaluations) - 1
+        return Shipment(0, alarm=True, collapsed=True) if everywhere else None
+    ordered, bars = [signals[k] for k in order], [order.index(k) for k in fallen]
+    index = kept_index(ordered, watch["margin"], watch["patience"], watch.get("keep", "peak"), bars)
+    alarm = alarm_index(ordered, watch["margin"], watch["patience"])
+    if index is None:
         return None
-    index = kept_index(signals, watch["margin"], watch["patience"], watch["keep"])
-    alarm = alarm_index(signals, watch["margin"], watch["patience"])
-    return None if index is None else Shipment(index, alarm is not None)
+    return Shipment(order[index], alarm is not None or bool(fallen), collapsed=bool(fallen))
+
+
+def from_the_base(run: Run) -> list[int]:
+    """The evaluations in the order that a watch looks at them: as they were made, but degrees from the base on."""
+    numbers = list(range(1, len(run.evaluations)))
+    if run.is_frontier:
+        numbers.sort(key=lambda k: run.places[k], reverse=run.layout == "aig")  # an infinite power is the base
+    return [0, *numbers]
 
 
 def detect(
@@ -77,7 +97,7 @@ def detect(
     if known is None or any(value != value for value in gold):
         return None
     alarm = alarm_index(known, margin, patience)
-    best, peak = kept_index(known, margin, patience, keep), gold.index(max(gold))
+    best, peak = kept_index(known, margin, patience, keep, collapsed(run)), gold.index(max(gold))
     if best is None:
         return None
     return Detection(

@@ -119,7 +119,8 @@ def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Lo
     if process_rank() != 0:
         return []
     group, swept = group_and_tags() if in_sweep() else (cfg["name"], [])
-    tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], cfg["train_reward"], *reset_tags(cfg), *swept]))
+    trained = [cfg["train_reward"]] if cfg["train_reward"] else []  # of weights of others it may not be known
+    tags = list(dict.fromkeys([cfg["name"], cfg["suite"]["name"], *trained, *reset_tags(cfg), *swept]))
     metrics = JsonlLogger(folder / "metrics.jsonl")
     rows = metrics.forget_after(resumed_at)
     make_tracker = build(cfg["logger"], _partial_=True)

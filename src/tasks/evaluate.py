@@ -4,7 +4,8 @@ The base first, then every checkpoint of a series, or one checkpoint by degrees 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.config import default_values
-from src.errors import UserError
+from src.errors import TrainingError, UserError
 from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
-from src.policy.adoption import adopt
+from src.policy.adoption import adopt, check_fit
+from src.progress import track
 from src.report.page import write_report
-from src.report.runs import find_runs
+from src.report.runs import find_runs, read_run
+from src.report.series import series_table, verdict
+from src.report.watching import shipment
 from src.runs.folder import open_run_dir, versions, write_json
+from src.runs.resuming import command_to_resume
 from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_rewards
 from src.tasks.members import Point, paths_of, points_of
@@ -75,16 +80,31 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     open_run_dir(folder, cfg, checkpoint_bytes=0)
     cfg = copy.deepcopy(cfg)  # what is stored is what was asked for, and the same command finds it again
     cfg["policy"]["finetune"] = points[0].weights.kind
-    rewards = build_rewards(cfg["suite"]["rewards"])
     lightning.seed_everything(cfg["seed"], verbose=False)
     policy = build(cfg["policy"])
+    for weights in track(dict.fromkeys(point.weights for point in points), "checking weights"):
+        check_fit(policy, weights, cfg["policy"]["path"])
+    rewards = build_rewards(cfg["suite"]["rewards"])
     series = WeightSeries(policy, cfg["train_reward"], members_of(cfg, rewards), points, cfg["policy"]["path"])
     evaluation = build_evaluation(cfg, folder, policy, rewards)
     watches = build_watches(cfg, folder, series)
-    seconds, loggers = go_through(cfg, folder, series, evaluation, watches)
+    with told_how_to_go_on(folder):
+        seconds, loggers = go_through(cfg, folder, series, evaluation, watches)
     summary = summarise(cfg, folder, series, evaluation, watches, seconds)
     tell_where_to_look(loggers)
     return summary
+
+
+@contextmanager
+def told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """An error in the middle of a series ends with the command that goes on with it."""
+    try:
+        yield
+    except (UserError, TrainingError) as error:
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            raise
+        told = f"{error} What was evaluated before is kept: {command_to_resume(folder)} goes on."
+        raise type(error)(told) from error
 
 
 # ----------------------------------------------------------------------------------------- a run of ours, as it was run
@@ -179,8 +199,9 @@ def summarise(
     seconds: float,
 ) -> dict[str, Any]:
     """Writes summary.json and the report, and prints the outcome."""
-    final = evaluation.history[-1]
-    summary = {
+    final, run = evaluation.history[-1], read_run(folder)
+    assert run is not None  # it has just been evaluated
+    summary: dict[str, Any] = {
         "experiment": cfg["name"],
         "train_reward": series.reward_name,
         "points": [point.label for point in series.points],
@@ -189,14 +210,22 @@ def summarise(
         "wall_seconds_of_this_session": seconds,
         "versions": versions(),
     }
+    told = shipment(run)
+    if told is not None:
+        summary["ship"] = series.points[told.index - 1].label if told.index else "the base"
+    for watch in watches:
+        summary |= watch.fell
     last = series.points[series.iteration - 1]
+    if len(series.points) > 1:
+        show(series_table(run))
     show(outcome_table(final, series.reward_name, f"{cfg['name']}: {last.label}"))
     print(kl_sentence(final))
     for watch in watches:
-        kept = next((point for point in series.points if point.at == watch.best), None)
-        ship = "the base" if kept is None else kept.label
-        summary["ship"] = ship
-        print(f"watch: {watch.sentence()}\nto ship, by the watch: {ship}")
+        print(f"watch: {watch.sentence()}")
+    if told is not None and not (told.index == 0 and told.collapsed):
+        print(f"to ship, by the watch: {summary['ship']}")
+    elif told is not None and not watches:  # which would have said so
+        print(verdict(run))
     write_json(folder / "summary.json", summary)  # before the report, for which it tells that the run is finished
     source = source_run(cfg["weights"])
     beside = [str(source)] if source is not None and (source / "metrics.jsonl").exists() else []

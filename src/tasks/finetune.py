@@ -80,8 +80,10 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {}
     weights = finetuner.policy.save(folder, finetuner.averaged)
     before = sum(progress["phase_seconds"].values())
-    summary = summarise(folder, finetuner, evaluation, cfg["name"], time.perf_counter() - started, before)
-    for watch in (c for c in callbacks if isinstance(c, OveroptimizationWatch)):
+    watches = [c for c in callbacks if isinstance(c, OveroptimizationWatch)]
+    seconds = time.perf_counter() - started
+    summary = summarise(folder, finetuner, evaluation, watches, cfg["name"], seconds, before)
+    for watch in watches:
         print(f"watch: {watch.sentence()}")
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
@@ -150,6 +152,7 @@ def summarise(
     folder: Path,
     finetuner: RewardFinetuner,
     evaluation: CrossRewardEvaluation,
+    watches: Iterable[OveroptimizationWatch],
     experiment: str,
     wall_seconds: float,
     trained_before: float,
@@ -180,6 +183,8 @@ def summarise(
         "share_of_training_time": {phase: phases[phase] / max(training, 1e-9) for phase in PHASES},
         "versions": versions(),
     }
+    for watch in watches:
+        summary |= watch.fell
     write_json(folder / "summary.json", summary)
     print_summary(summary)
     return summary

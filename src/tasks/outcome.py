@@ -7,7 +7,7 @@ from rich.table import Table
 from src.types import Row
 
 
-def outcome_table(final: Row, trained: str, title: str, of: str = "") -> Table:
+def outcome_table(final: Row, trained: str | None, title: str, of: str = "") -> Table:
     """A row for each reward that has a gain; `of` is _ema for averaged weights."""
     table = Table(title=title)
     for column in ("reward", "mean", "gain [base sd]", "95% interval", "below peak", "win rate", "held-out gain"):

@@ -64,7 +64,9 @@ class Series(Learner, Generic[P]):
         policy: what is evaluated. base: what error messages call it before the first point.
     """
 
-    def __init__(self, policy: DiffusionPolicy, reward_name: str, members: list[str], points: Sequence[P], base: str):
+    def __init__(
+        self, policy: DiffusionPolicy, reward_name: str | None, members: list[str], points: Sequence[P], base: str
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.policy, self.reward_name, self.reward_members, self.base = policy, reward_name, members, base
@@ -146,8 +148,8 @@ def build_evaluation(
 
 
 def members_of(cfg: dict[str, Any], rewards: dict[str, RewardModel]) -> list[str]:
-    """Names of the rewards that the trained one is made of."""
-    trained = rewards[cfg["train_reward"]]
+    """Names of the rewards that the trained one is made of, as far as that is known."""
+    trained = rewards.get(cfg["train_reward"])
     return [name for name, model in rewards.items() if model in list(getattr(trained, "members", []))]
 
 
@@ -194,6 +196,8 @@ class Told(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Series, outputs: Any, batch: Any, batch_idx: int) -> None:
         row, point = self.evaluation.history[-1], pl_module.points[pl_module.iteration - 1]
-        names = [pl_module.reward_name, *([self.evaluation.judge] if self.evaluation.judge else [])]
+        every = [name for name in self.evaluation.rewards if name not in self.evaluation.judges]
+        known = [pl_module.reward_name] if pl_module.reward_name else every
+        names = [*known, *([self.evaluation.judge] if self.evaluation.judge else [])]
         gains = [f"{name} {row[key]:+.2f}" for name in names if (key := f"eval/{name}/gain") in row]
         print(f"{pl_module.iteration}/{len(pl_module.points)}  {point.label}: {', '.join(gains)}", flush=True)

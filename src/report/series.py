@@ -1,0 +1,101 @@
+"""Weights side by side: a row for each checkpoint of a series, or each degree of one, and which one to ship."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from src.metrics.watching import FELL
+from src.report.runs import Run
+from src.report.watching import shipment
+
+MARK = "<- kept"
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One evaluation in figures; nan where it has none. Gains are in base sd."""
+
+    name: str  # of the checkpoint, or the degree
+    trained: float  # gain of the trained reward
+    others: float  # mean gain of the other rewards; of all, where nobody knows which was trained on
+    judge: float
+    kl: float  # from the base, nats a trajectory
+    diversity: float  # Vendi score within prompts
+    kept: bool  # whether the watch would ship it
+
+
+def weighed(run: Run) -> list[Weighed]:
+    """The base, then every evaluation of the run, in its order."""
+    told, judge = shipment(run), next(iter(run.config["suite"].get("judges") or {}), "")
+    rows = []
+    for k, row in enumerate(run.evaluations):
+        gains = [row[key] for name in run.others if (key := f"eval/{name}/gain") in row]
+        rows.append(
+            Weighed(
+                name="the base" if k == 0 else run.told(k).removeprefix("at "),
+                trained=row.get(f"eval/{run.trained}/gain", math.nan),
+                others=sum(gains) / len(gains) if gains else math.nan,
+                judge=row.get(f"eval/{judge}/gain", math.nan),
+                kl=row.get("kl/trajectory", math.nan),
+                diversity=row.get("pictures/vendi", math.nan),
+                kept=told is not None and told.index == k,
+            )
+        )
+    return rows
+
+
+def columns_of(run: Run, rows: Sequence[Weighed]) -> dict[str, list[str]]:
+    """The table's columns by title, those left out that no row has a figure for."""
+    judge = next(iter(run.config["suite"].get("judges") or {}), "")
+    figures = {
+        f"{run.trained} (trained)": ([row.trained for row in rows], "{:+.2f}"),
+        "mean of the others" if run.trained else "mean of the rewards": ([row.others for row in rows], "{:+.2f}"),
+        judge: ([row.judge for row in rows], "{:+.2f}"),
+        "KL [nats]": ([row.kl for row in rows], "{:,.1f}"),
+        "Vendi score": ([row.diversity for row in rows], "{:.2f}"),
+    }
+    known = {title: pair for title, pair in figures.items() if not all(map(math.isnan, pair[0]))}
+    cells = {
+        title: ["-" if math.isnan(value) else style.format(value) for value in values]
+        for title, (values, style) in known.items()
+    }
+    marks = {"": [MARK if row.kept else "" for row in rows]} if any(row.kept for row in rows) else {}
+    return {"weights": [row.name for row in rows], **cells, **marks}
+
+
+def series_table(run: Run) -> Table:
+    """For the screen."""
+    columns = columns_of(run, weighed(run))
+    table = Table(title="gains over the base [base sd], KL from the base, diversity within prompts")
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("weights", "") else "right")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def series_csv(run: Run) -> str:
+    """The same in full precision; an empty cell is what is not known."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["weights", "trained_gain", "others_gain", "judge_gain", "kl", "vendi", "kept"])
+    for row in weighed(run):
+        values = (row.trained, row.others, row.judge, row.kl, row.diversity)
+        writer.writerow([row.name, *("" if math.isnan(value) else f"{value:.6g}" for value in values), int(row.kept)])
+    return buffer.getvalue()
+
+
+def verdict(run: Run) -> str:
+    """What to ship, in one sentence; empty of a run whose watch cannot tell, or has nothing to add to its curves."""
+    told = shipment(run)
+    if told is None or run.is_control:
+        return ""
+    if told.index == 0 and told.collapsed:
+        return f"{FELL.capitalize()}: ship the base."
+    if run.config.get("task") != "evaluate":
+        return ""
+    return f"The watch would ship {weighed(run)[told.index].name}."
