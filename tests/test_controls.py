@@ -11,8 +11,9 @@ from src.errors import TrainingError, UserError
 from src.loggers.wandb_files import sessions
 from src.metrics.glossary import lookup
 from src.report.figures import treatments
+from src.report.headline import headline
 from src.report.page import write_report
-from src.report.runs import find_runs, headline
+from src.report.runs import find_runs
 from src.rewards.base import RewardModel
 from src.seeding import EVALUATION_STREAM, seed_of
 from src.tasks.code import CoDe, blockwise, choice_kl

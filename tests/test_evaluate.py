@@ -17,8 +17,9 @@ from src.overrides import understood
 from src.policy.adoption import adopt
 from src.policy.weights import recognise
 from src.report import compare
+from src.report.headline import headline
 from src.report.page import write_report
-from src.report.runs import find_runs, headline
+from src.report.runs import find_runs
 from src.tasks.evaluate import as_in_run, evaluate, source_run
 from tests import foreign
 from tests.conftest import BASE, composed, rows_of

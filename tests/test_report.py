@@ -17,15 +17,18 @@ from src.report.figures import (
     GOLDEN,
     cross_reward_matrix,
     health_by_step,
+    kl_frontier,
     kl_profile,
     matrix_rows,
     places_in_palette,
+    proxy_against_judge,
     reward_curves,
     small_multiples,
     treatments,
 )
+from src.report.headline import headline, setting
 from src.report.page import write_report
-from src.report.runs import choice_among, differences, find_runs, headline, lay_out
+from src.report.runs import choice_among, differences, find_runs, lay_out
 from src.report.watching import detect
 from tests.conftest import ROOT
 
@@ -64,10 +67,20 @@ def make_run(folder: Path, gold: list[float], proxy: list[float], seed: int = 0,
     [
         (
             [0, 0.4, -0.4],
-            "rose by 2.1 base sd; gold peaked at 640 queries (+0.40) and had lost 0.8 base sd at the end.",
+            "rose by 2.1 base sd; gold peaked at 640 queries (+0.40) and had lost 0.8 base sd at the end. On prompts "
+            "that no run trains on gold ends at -0.20, highest at 640 queries (+0.20).",
         ),
-        ([0, -0.4, -1.4], "gold was highest before training and had lost 1.4 base sd at the end."),
-        ([0, 0.1, 0.2], "gold rose with it to +0.2 and has not fallen yet."),
+        (
+            [0, -0.4, -1.4],
+            "gold was highest before training and had lost 1.4 base sd at the end. On prompts that no run trains on "
+            "gold ends "
+            "at -0.70, highest before training (+0.00).",
+        ),
+        (
+            [0, 0.1, 0.2],
+            "gold rose with it to +0.2 and has not fallen yet. On prompts that no run trains on gold ends at "
+            "+0.10, its highest.",
+        ),
     ],
 )
 def test_the_headline_says_what_happened(tmp_path, gold, ending):
@@ -76,13 +89,44 @@ def test_the_headline_says_what_happened(tmp_path, gold, ending):
     assert headline(run).endswith(ending)
 
 
+def test_the_report_says_what_was_run_and_how_near_the_watch_is(tmp_path):
+    folder = make_run(tmp_path / "run", [0, 0.1, 0.2], [0, 1.0, 2.1])
+    config = OmegaConf.load(folder / "config.yaml")
+    told = {
+        "algorithm": {"_target_": "src.algorithms.tdpo.TDPO"},
+        "reset": {"_target_": "src.resets.active.ActiveReset", "every": 10},
+        "regulariser": {"_target_": "src.regularisers.none.NoRegulariser"},
+        "policy": {"finetune": "full"},
+        "optimizer": {"lr": 7e-6},
+        "evaluation": {"samples_per_prompt": 4, "held_out_samples_per_prompt": 2},
+        **{"samples_per_iteration": 64, "samples_per_prompt": 8, "lr_factor": 10, "lr_ramp": 20, "pairs": 24000},
+        "suite": {"name": "mini"},
+    }
+    OmegaConf.save(OmegaConf.merge(config, told), folder / "config.yaml")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(
+            "\n" + json.dumps({"kind": "watch", "iteration": 20, "watch/alarm": 0.0, "watch/below_peak": 0.04}) + "\n"
+        )
+    (run,) = find_runs([str(folder)])
+    assert setting(run) == (
+        "TDPO; ActiveReset every 10 iterations; suite=mini, full fine-tuning; 20 iterations of 64 pictures, 8 a "
+        "prompt; learning rate 7e-06, rising 10 times in 20 iterations; seed 0. Each evaluation: 4 pictures a training "
+        "prompt and 2 a held-out one."
+    )
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert setting(run) in page and "none; at 0.04 of 0.10" in page and "70% of it in the last" in page
+    assert "<code>pairs</code>" not in page  # of training a reward
+
+
 def test_the_headline_of_a_run_that_went_nowhere_or_down(tmp_path):
     begun, worse = (
         find_runs([str(make_run(tmp_path / name, gold, proxy))])[0]
-        for name, gold, proxy in (("begun", [0], [0]), ("worse", [0, 0.1], [0, -0.4]))
+        for name, gold, proxy in (("begun", [0], [0]), ("worse", [0, 0.2], [0, -0.4]))
     )
+    still = find_runs([str(make_run(tmp_path / "still", [0, 0.03], [0, -0.04]))])[0]
     assert headline(begun).startswith("Only the base model has been evaluated so far")
-    assert "fell by 0.4 base sd; gold rose nevertheless to +0.1" in headline(worse)
+    assert "fell by 0.4 base sd; gold rose nevertheless to +0.2" in headline(worse)
+    assert "(hps) did not move (-0.04, interval -0.14 to +0.06); gold did not move (+0.03" in headline(still)
 
 
 @pytest.mark.parametrize(
@@ -296,3 +340,17 @@ def test_folders_without_runs_are_told(tmp_path):
         2,
         f"error: {tmp_path}/nowhere: no such folder; name a run, such as runs/NAME, or a folder of runs.",
     )
+
+
+def test_without_gold_the_other_rewards_stand_in(tmp_path):
+    folder = with_rows(
+        make_run(tmp_path / "run", [0, 9, 9], [0, 1, 2]),
+        lambda row: {key: value for key, value in row.items() if "/gold/" not in key},
+    )
+    runs = find_runs([str(folder)])
+    figure = proxy_against_judge(runs)
+    assert list(figure.data[0].x) == [0, 1, 2] and list(figure.data[0].y) == [0, 0.5, 1.0]  # aesthetic's
+    assert figure.layout.yaxis.title.text == "gain of the other rewards [base sd]"
+    assert list(kl_frontier(runs).data[0].y) == [0, 0.5, 1.0] and len(kl_frontier(runs).data) == 1  # no fit
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "Proxy against the other rewards" in page and "The other rewards over distance" in page

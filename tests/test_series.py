@@ -12,8 +12,9 @@ from rich.console import Console
 from src.config import check
 from src.errors import UserError
 from src.report.compare import arms_of
+from src.report.headline import headline
 from src.report.page import write_report
-from src.report.runs import Run, find_runs, headline
+from src.report.runs import Run, find_runs
 from src.report.series import series_csv, series_table, verdict, weighed
 from src.report.watching import shipment
 from tests.conftest import composed

@@ -181,8 +181,13 @@ class OveroptimizationWatch(Callback):
         elif not self.ships_base:
             kept = f"weights {self.when.removesuffix(' reward queries').format(self.best)}"
             kept = "the base's weights" if self.kept is self.seen[0] else kept
-            heard = [*(heard or [f"no alarm by {self.signal}"]), f"{kept} kept: {self.folder}"]
+            heard = [*(heard or [f"no alarm by {self.signal} ({self._fallen()})"]), f"{kept} kept: {self.folder}"]
         return "; ".join(heard)
+
+    def _fallen(self) -> str:
+        """How far the signal is on its way to an alarm."""
+        signals = self.signals
+        return f"{max(signals) - signals[-1]:.2f} below its peak, an alarm at {self.margin:g}"
 
     def _why_off(self) -> str:
         if not self.knows_trained and needs_trained(self.signal):

@@ -14,6 +14,7 @@ from src.report.runs import CHOICES_OF_CONTROLS, Axis, Run, differences
 # Okabe and Ito's palette: told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F7A00", "#7A7A7A")
 JUDGE, GOLDEN = "gold", COLOURS[1]
+OTHERS = "the other rewards"  # stand in for gold where there is none
 UNSAID = ("seed", "train_reward", "task", "suite.", "callbacks.", "evaluation.", "trainer.", "optimizer.")
 LAYOUT = {
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -111,15 +112,14 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
 
     Dotted, the control: choosing the best of n base samples by the same reward, where the suite knows it.
     """
-    figure = go.Figure()
+    figure, judge = go.Figure(), stand_in(runs)
     for k, run in enumerate(runs):
-        judged = run.series(f"eval/{JUDGE}/gain")
-        if all(map(math.isnan, judged)) or run.trained is None:
+        if run.trained is None or all(map(math.isnan, judged(run, judge))):
             continue
         for of, name, dash in _curves(run):
             figure.add_scatter(
                 x=run.series(f"{of}/{run.trained}/gain"),
-                y=run.series(f"{of}/{JUDGE}/gain"),
+                y=judged(run, judge, of),
                 mode="lines+markers",
                 name=name,
                 line={"color": colour_of(k), "dash": dash},
@@ -128,7 +128,7 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
     if not figure.data:
         return None
     for trained, curve in {run.trained: run.control for run in runs if not run.is_control}.items():
-        if curve:
+        if curve and judge == JUDGE:
             figure.add_scatter(
                 x=curve["proxy"],
                 y=curve["judge"],
@@ -141,8 +141,21 @@ def proxy_against_judge(runs: list[Run]) -> go.Figure | None:
         figure,
         hovermode="closest",
         xaxis_title="gain of the trained reward [base sd]",
-        yaxis_title="gain of gold [base sd]",
+        yaxis_title=f"gain of {judge} [base sd]",
     )
+
+
+def stand_in(runs: list[Run]) -> str:
+    """What tells where the trained reward leads: gold where any run has it, else the mean of the other rewards."""
+    return JUDGE if any(f"eval/{JUDGE}/gain" in run.evaluations[-1] for run in runs) else OTHERS
+
+
+def judged(run: Run, judge: str, of: str = "eval") -> list[float | int]:
+    """Gains by `stand_in`, at each evaluation; nan where there are none."""
+    if judge == JUDGE:
+        return run.series(f"{of}/{JUDGE}/gain")
+    each = [run.series(f"{of}/{name}/gain") for name in run.others]
+    return [float(np.mean(gains)) for gains in zip(*each, strict=True)] or [math.nan] * len(run.evaluations)
 
 
 def _curves(run: Run) -> list[tuple[str, str, str]]:
@@ -173,13 +186,13 @@ def controls_by_cost(runs: list[Run]) -> list[go.Figure]:
 
 def kl_frontier(runs: list[Run]) -> go.Figure | None:
     """Gold over distance from the base, with Gao et al.'s form fitted to each run."""
-    figure = go.Figure()
+    figure, judge = go.Figure(), stand_in(runs)
     for k, run in enumerate(runs):
-        distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
-        if all(map(math.isnan, distance)) or all(map(math.isnan, judged)):
+        distance, gains = run.series("kl/sqrt"), judged(run, judge)
+        if all(map(math.isnan, distance)) or all(map(math.isnan, gains)):
             continue
         marker, mode = {"color": colour_of(k)}, "lines+markers" if run.is_frontier else "markers"
-        figure.add_scatter(x=distance, y=judged, mode=mode, name=run.label, marker=marker, text=captions(run))
+        figure.add_scatter(x=distance, y=gains, mode=mode, name=run.label, marker=marker, text=captions(run))
         fit = fit_of(run)
         if fit is not None:
             grid = np.linspace(0, max(distance), 80)
@@ -188,7 +201,10 @@ def kl_frontier(runs: list[Run]) -> go.Figure | None:
     if not figure.data:
         return None
     return styled(
-        figure, hovermode="closest", xaxis_title="sqrt(KL from the base) [nats^½]", yaxis_title="gain of gold [base sd]"
+        figure,
+        hovermode="closest",
+        xaxis_title="sqrt(KL from the base) [nats^½]",
+        yaxis_title=f"gain of {judge} [base sd]",
     )
 
 
@@ -218,10 +234,10 @@ def fit_of(run: Run) -> Fit | None:
     """
     if run.is_frontier or (run.is_control and not run.is_best_of_n):
         return None
-    distance, judged = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
-    if any(map(math.isnan, [*distance, *judged])) or sum(d > 0 for d in distance) < 3:
+    distance, gains = run.series("kl/sqrt"), run.series(f"eval/{JUDGE}/gain")
+    if any(map(math.isnan, [*distance, *gains])) or sum(d > 0 for d in distance) < 3:
         return None
-    return fit_reward(distance, judged, "best_of_n" if run.is_best_of_n else "rl")
+    return fit_reward(distance, gains, "best_of_n" if run.is_best_of_n else "rl")
 
 
 def treatments(runs: list[Run]) -> dict[str, list[Run]]:

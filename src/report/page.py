@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from src.files import write_text
 from src.progress import track
 from src.report import figures
-from src.report.runs import Run, differences, flat, headline
+from src.report.headline import headline, setting
+from src.report.runs import Run, differences, flat
 from src.report.series import columns_of, series_csv, verdict, weighed
 from src.report.watching import detect
 
@@ -30,7 +31,10 @@ def write_report(runs: list[Run], target: Path) -> Path:
     html = environment.get_template("page.html.j2").render(
         title=runs[0].config["name"] if len(runs) == 1 else f"{len(runs)} runs",
         plotlyjs=get_plotlyjs(),
-        headlines=[{"label": run.label, "text": f"{verdict(run)} {headline(run)}".strip()} for run in runs],
+        headlines=[
+            {"label": run.label, "text": f"{verdict(run)} {headline(run)}".strip(), "setting": setting(run)}
+            for run in runs
+        ],
         shared=[section for section in _shared(runs) if section["plots"]],
         runs=[_one(run) for run in track(runs, "pictures and figures of runs")],
         differences=_difference_table(runs),
@@ -65,19 +69,19 @@ def matrix_csv(runs: list[Run]) -> str:
 
 
 def _shared(runs: list[Run]) -> list[dict[str, Any]]:
+    judge = figures.stand_in(runs)
+    truth = "the truth" if judge == figures.JUDGE else "the mean of the others, for this suite has no gold"
     return [
         _section(
-            "Proxy against gold",
+            f"Proxy against {judge}",
             [figures.proxy_against_judge(runs)],
-            "Right: what was trained on. Up: the truth. Dashed: averaged weights. Dotted, the control: choosing among "
+            f"Right: what was trained on. Up: {truth}. Dashed: averaged weights. Dotted, the control: choosing among "
             "base samples, no training.",
         ),
         _section(
-            "Gold over distance from the base",
+            f"{judge[0].upper()}{judge[1:]} over distance from the base",
             [figures.kl_frontier(runs)],
-            "Dashed: R = d (alpha - beta log d), of best-of-n d (alpha - beta d). The KL of a trained policy is that "
-            "of whole trajectories, which bounds that of the pictures from above, as does that of CoDe; that of "
-            "best-of-n is of the picture that is chosen: to compare the two, see above. DAS has none.",
+            _note_on_distance(runs),
             _fit_table(runs),
         ),
         _section(
@@ -99,6 +103,19 @@ def _shared(runs: list[Run]) -> list[dict[str, Any]]:
     ]
 
 
+def _note_on_distance(runs: list[Run]) -> str:
+    """What the curves and the axis are; of controls only where there are some."""
+    told = []
+    if any(map(figures.fit_of, runs)):
+        told += ["Dashed: a fit of gold = d (alpha - beta log d), d = sqrt(KL); this beta is no regulariser's."]
+    told += ["The KL is that of whole trajectories, which bounds that of the pictures from above."]
+    if any(run.is_best_of_n for run in runs):
+        told += ["Of best of n the fit is d (alpha - beta d), and the KL that of the picture chosen: compare above."]
+    if any(run.config.get("task") == "das" for run in runs):
+        told += ["DAS has no KL."]
+    return " ".join(told)
+
+
 def _section(
     title: str, drawn: list[go.Figure | None], note: str, table: list[list[str]] | None = None
 ) -> dict[str, Any]:
@@ -116,9 +133,10 @@ def _fit_table(runs: list[Run]) -> list[list[str]]:
         gold = run.series(f"eval/{figures.JUDGE}/gain")
         seen = run.series("kl/sqrt")[gold.index(max(gold))]
         (a_low, a_high), (b_low, b_high) = fit.alpha_interval, fit.beta_interval
+        beyond = ", extrapolated" if fit.peak > max(run.series("kl/sqrt")) else ""
         alpha = f"{fit.alpha:.3f} ({a_low:.3f} .. {a_high:.3f})"
         beta = f"{fit.beta:.4f} ({b_low:.4f} .. {b_high:.4f})"
-        rows.append([run.label, alpha, beta, f"{fit.r2:.2f}", f"{fit.peak:,.1f}", f"{seen:,.1f}"])
+        rows.append([run.label, alpha, beta, f"{fit.r2:.2f}", f"{fit.peak:,.1f}{beyond}", f"{seen:,.1f}"])
     return rows if len(rows) > 1 else []
 
 
@@ -137,6 +155,7 @@ def _one(run: Run) -> dict[str, Any]:
         "curves": _html(figures.reward_curves(run)),
         "averaged": run.has_average,
         "profile": _html(profile) if profile else None,
+        "last_step": _share_of_last_step(run),
         "health": [_html(figure) for figure in health],
         "rewards": [_reward_row(run, name) for name in run.rewards if f"eval/{name}/gain" in run.evaluations[-1]],
         "grids": [
@@ -146,7 +165,7 @@ def _one(run: Run) -> dict[str, Any]:
         "series": _series_rows(run) if _is_series(run) else [],
         "judge": next(iter(run.config["suite"].get("judges") or {}), "the other rewards"),
         "hacks": _picture(hacks) if hacks.exists() else None,
-        "config": sorted(flat(run.config).items()),
+        "config": sorted((key, value) for key, value in flat(run.config).items() if asked_by(run, key)),
     }
 
 
@@ -154,6 +173,30 @@ def _series_rows(run: Run) -> list[list[str]]:
     """A heading, then a row for each evaluation."""
     columns = columns_of(run, weighed(run))
     return [list(columns), *(list(cells) for cells in zip(*columns.values(), strict=True))]
+
+
+def _share_of_last_step(run: Run) -> float | None:
+    """Of the KL from the base, at the last evaluation."""
+    last = run.evaluations[-1]
+    steps = [last[key] for key in sorted(last, key=_number) if key.startswith("kl/step_")]
+    return steps[-1] / sum(steps) if len(steps) > 1 and sum(steps) > 0 else None
+
+
+def _number(key: str) -> int:
+    end = key.rsplit("_", 1)[-1]
+    return int(end) if end.isdigit() else -1
+
+
+OF_TASKS = {  # keys that only some tasks ask
+    **dict.fromkeys(("pairs", "pictures", "reward_training"), ("train_reward",)),
+    "pool": ("best_of_n",),
+    **dict.fromkeys(("weights", "scale", "aig", "steps", "queries_per_step"), ("evaluate",)),
+}
+
+
+def asked_by(run: Run, key: str) -> bool:
+    """Whether the run's task asks this key, so that its value says something about the run."""
+    return run.config.get("task", "finetune") in OF_TASKS.get(key.split(".")[0], (run.config.get("task", "finetune"),))
 
 
 def _notes(run: Run) -> list[str]:
@@ -184,7 +227,8 @@ def _reward_row(run: Run, name: str) -> dict[str, Any]:
     values = {
         key: last.get(f"eval/{name}/{key}") for key in ("gain", "gain_low", "gain_high", "below_peak", "win_rate")
     }
-    return {"name": name, "trained": name == run.trained, "held_out": last.get(f"held_out/{name}/gain"), **values}
+    held_out = {f"held_out_{key}": last.get(f"held_out/{name}/{key}") for key in ("gain", "gain_low", "gain_high")}
+    return {"name": name, "trained": name == run.trained, **held_out, **values}
 
 
 def _grids(run: Run) -> list[tuple[Path, str]]:
@@ -230,7 +274,9 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
         found = detect(run, **rule) if watch and not run.is_frontier else None
         if found is None:
             continue
-        told = "-" if found.alarm is None else f"{found.alarm:,}"
+        below = [row["watch/below_peak"] for row in run.watch if "watch/below_peak" in row]
+        fallen = f"none; at {below[-1]:.2f} of {rule['margin']:.2f}" if below and "margin" in rule else "none"
+        told = fallen if found.alarm is None else f"{found.alarm:,}"
         delay = "-" if found.delay is None else f"{found.delay:+,}"
         gains = (f"{found.shipped:+.2f}", f"{found.last:+.2f}")
         rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, found.verdict])
