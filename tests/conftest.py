@@ -1,5 +1,6 @@
 """Shared fixtures: the real shipped models, and runs of seconds through the real entry point."""
 
+import gc
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.forked import ROOT, run_forked
+from tests.kept_yaml import keep_yaml
 
 BASE = str(ROOT / "src/mini/weights/base")
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
@@ -27,6 +29,7 @@ LONGER = [
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+keep_yaml()
 
 
 LONG = ("ranks", "sweeps", "resume", "benchmark", "run", "wandb", "finetuner", "reward_training", "report_browser")
@@ -36,6 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no worker is left with one of them at the end."""
     files = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: files.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what has been imported stays: every later collection, one a job of a sweep, would go through it
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,8 @@ def started(overrides: list[str], told: Path, before: Callable[[], Any] | None =
     return started_call(told, _command, overrides, before)
 
 
-def run_forked(*overrides: str) -> subprocess.CompletedProcess:
-    return call_forked(_command, list(overrides), None)
+def run_forked(*overrides: str, before: Callable[[], Any] | None = None) -> subprocess.CompletedProcess:
+    return call_forked(_command, list(overrides), before)
 
 
 def call_forked(function: Callable[..., Any], *arguments: Any) -> subprocess.CompletedProcess:
