@@ -1,5 +1,6 @@
 """Shared fixtures: the real shipped models, and runs of seconds through the real entry point."""
 
+import fcntl
 import gc
 import json
 import os
@@ -12,8 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.composing import compose_faster
 from tests.forked import ROOT, run_forked
-from tests.kept_yaml import keep_yaml
 
 BASE = str(ROOT / "src/mini/weights/base")
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "logger.mode=disabled", "threads=1"]
@@ -29,10 +30,13 @@ LONGER = [
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-keep_yaml()
+compose_faster()
 
 
-LONG = ("ranks", "sweeps", "resume", "benchmark", "run", "wandb", "finetuner", "reward_training", "report_browser")
+LONG = (
+    *("ranks", "sweeps", "resume", "evaluate", "benchmark", "methods", "configs", "finetuner", "history", "run"),
+    *("controls", "best_of_n", "reward_training", "wandb", "report_browser"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,11 +76,15 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """An uninterrupted run of six iterations, with resets and evaluations on the way."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    done = run_forked(*LONGER, f"run_dir={folder}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "trajectory-steps trained per second" in done.stdout
+    """An uninterrupted run of six iterations, with resets and evaluations on the way; of all workers, to be read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (folder / "summary.json").exists():
+            done = run_forked(*LONGER, f"run_dir={folder}")
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert "trajectory-steps trained per second" in done.stdout
     return folder
 
 

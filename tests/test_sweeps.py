@@ -27,7 +27,7 @@ from src.errors import TrainingError
 from src.runs import sweeps
 from src.runs.folder import write_config, write_json
 from src.runs.sweeps import job_name, threads_of_a_job
-from tests.conftest import TINY, rows_of
+from tests.conftest import TINY, rows_of, run_command
 from tests.forked import run_forked
 from tests.test_resume import final_state, kill_at, same, timeless
 
@@ -345,12 +345,11 @@ def test_a_sweep_over_weights_of_ours_has_a_folder_for_each_and_finds_it_again(t
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
-def test_launchers(launcher, tmp_path, four_prompts, monkeypatch):
+def test_launchers(launcher, tmp_path, four_prompts):
     """A real run in another process, beside one that breaks there; joblib's is in the next test."""
     root = tmp_path / "sweep"
     options = [*four_prompts, "+sweeps=reset_ratio", "reset.ratio=1.5,0.5", "seed=0", f"hydra/launcher={launcher}"]
-    monkeypatch.setenv("HOME", str(tmp_path))
-    done = run_forked(*options, f"hydra.sweep.dir={root}")
+    done = run_command(*options, f"hydra.sweep.dir={root}", env=os.environ | {"HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr[-2000:]
     assert states(root) == {"reset.ratio=1.5,seed=0": "failed", "reset.ratio=0.5,seed=0": "done"}
     assert re.search("failed: .*: reset.ratio=1.5 lies outside", done.stdout) and (root / "report.html").exists()
@@ -363,7 +362,7 @@ def test_optuna_over_real_runs_by_joblib(tmp_path, four_prompts):
     """Two trials at a time, of which the second asks for a ratio above one."""
     options = [*four_prompts, "+sweeps=best_ratio", "objective=eval/gold/gain", "reset.ratio=interval(0.4,1.3)"]
     plugins = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
-    done = run_forked(*options, *plugins, f"hydra.sweep.dir={tmp_path}")
+    done = run_command(*options, *plugins, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1, done.stderr[-2000:]
     assert sorted(states(tmp_path).values()) == ["done", "failed"] and "lies outside" in done.stdout
     (summary,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json"))
