@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tests.composing import compose_faster
+from tests.cached_hydra import compose_faster
 from tests.forked import ROOT, run_forked
 
 BASE = str(ROOT / "src/mini/weights/base")
