@@ -41,13 +41,16 @@ class PromptNormaliser:
         for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
             self.history[prompt].append(reward)
         batch = rewards.cpu().double().numpy()  # in this order: not every device has float64
-        moments = {prompt: self._moments(prompt, batch) for prompt in set(prompts)}
+        whole = (batch.mean(), batch.std())
+        moments = {prompt: self._moments(prompt, whole) for prompt in set(prompts)}
         mean, std = np.array([moments[prompt] for prompt in prompts]).T
         normalised = torch.from_numpy((batch - mean) / (std + EPS))
         return normalised.to(rewards.dtype).to(rewards.device)
 
-    def _moments(self, prompt: str, batch: np.ndarray) -> tuple[float, float]:
-        seen = np.array(self.history[prompt]) if len(self.history[prompt]) >= self.min_count else batch
+    def _moments(self, prompt: str, whole: tuple[float, float]) -> tuple[float, float]:
+        if len(self.history[prompt]) < self.min_count:
+            return whole
+        seen = np.array(self.history[prompt])
         return seen.mean(), seen.std()
 
     def state_dict(self) -> dict[str, list[float]]:

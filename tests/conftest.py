@@ -1,5 +1,7 @@
 """Shared fixtures: the real shipped models, and runs of seconds through the real entry point."""
 
+import fcntl
+import gc
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.cached_hydra import compose_faster
 from tests.forked import ROOT, run_forked
 
 BASE = str(ROOT / "src/mini/weights/base")
@@ -27,15 +30,24 @@ LONGER = [
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+compose_faster()
 
 
-LONG = ("ranks", "sweeps", "resume", "benchmark", "run", "wandb", "finetuner", "reward_training", "report_browser")
+LONG = (
+    *("ranks", "sweeps", "resume", "evaluate", "benchmark", "methods", "configs", "finetuner", "history", "run"),
+    *("controls", "best_of_n", "reward_training", "wandb", "report_browser"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no worker is left with one of them at the end."""
     files = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: files.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what has been imported stays: every later collection, one a job of a sweep, would go through it
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +76,15 @@ def rows_of(folder: Path, kind: str | None = None) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """An uninterrupted run of six iterations, with resets and evaluations on the way."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    done = run_forked(*LONGER, f"run_dir={folder}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "trajectory-steps trained per second" in done.stdout
+    """An uninterrupted run of six iterations, with resets and evaluations on the way; of all workers, to be read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (folder / "summary.json").exists():
+            done = run_forked(*LONGER, f"run_dir={folder}")
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert "trajectory-steps trained per second" in done.stdout
     return folder
 
 

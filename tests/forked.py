@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["src.tasks.finetune"])
+FORKS.set_forkserver_preload(["src.tasks.finetune", "pandas"])  # which W&B imports for a table
 
 
 def started(overrides: list[str], told: Path, before: Callable[[], Any] | None = None) -> BaseProcess:
@@ -30,8 +30,8 @@ def started(overrides: list[str], told: Path, before: Callable[[], Any] | None =
     return started_call(told, _command, overrides, before)
 
 
-def run_forked(*overrides: str) -> subprocess.CompletedProcess:
-    return call_forked(_command, list(overrides), None)
+def run_forked(*overrides: str, before: Callable[[], Any] | None = None) -> subprocess.CompletedProcess:
+    return call_forked(_command, list(overrides), before)
 
 
 def call_forked(function: Callable[..., Any], *arguments: Any) -> subprocess.CompletedProcess:

@@ -95,26 +95,26 @@ def new_critic() -> PictureCritic:
 
 
 def test_the_critic_learns_a_linearly_decodable_return():
-    rows = fit(build(critic=new_critic()), iterations=28)
+    rows = fit(build(critic=new_critic(), critic_epochs=4), iterations=12)
     assert rows[0]["critic/explained_variance"] < 0.5
     assert sum(row["critic/explained_variance"] for row in rows[-5:]) / 5 > 0.9  # on samples it has not seen
 
 
 @pytest.mark.parametrize("algorithm", [DDPO, TDPO])
 def test_the_reward_rises(algorithm):
-    """Redness is easy to raise: a dozen iterations lift it well above that of the same seeds before."""
+    """Redness is easy to raise: five iterations lift it well above that of the same seeds before."""
     options = {"clip_range": 1e-2, "advantage_clip": 5.0, "samples_per_update": 16, "timestep_weighting": "variance"}
     if algorithm is TDPO:
-        finetuner = build(TDPO(**options, value_clip_range=0.2), critic=new_critic(), lr=1e-3, seed=1)
+        finetuner = build(TDPO(**options, value_clip_range=0.2), critic=new_critic(), lr=3e-3, seed=1)
     else:
-        finetuner = build(DDPO(**options), lr=1e-3, seed=1)
+        finetuner = build(DDPO(**options), lr=3e-3, seed=1)
 
     def redness() -> torch.Tensor:
         images = finetuner.policy.sample(["cat"] * 64, list(range(64))).images
         return finetuner.reward.score(images, ["cat"] * 64)
 
     before = redness()
-    fit(finetuner, iterations=12)
+    fit(finetuner, iterations=5)
     assert (redness() - before).mean() > 0.3 * before.std()
 
 
@@ -193,7 +193,7 @@ def test_steps_without_noise_are_sampled_and_not_trained(window):
     predict, sample = policy.step_distribution, policy.sample
     policy.step_distribution = lambda x_t, t, told: seen.append(t.unique().item()) or predict(x_t, t, told)
     policy.sample = lambda *args: rollouts.append(sample(*args)) or rollouts[-1]
-    rows = fit(finetuner, 6)
+    rows = fit(finetuner, 6, samples=4)
     windows = [tuple(seen[k : k + 2]) for k in range(0, len(seen), 2)]
     pairs = {tuple(policy.timesteps[k : k + 2].tolist()) for k in range(3)}
     assert len(windows) == 6 and set(windows) <= pairs

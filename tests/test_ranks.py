@@ -1,7 +1,6 @@
 """Two processes give the run that one gives, and speak to each other as little as they can."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -140,7 +139,8 @@ def test_parts_cover_every_row_once(n, world):
     assert (owners.sum(0) == 1).all()
 
 
-def test_ranks_started_from_outside_need_a_folder():
-    launched = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}
-    done = run_command(*RUN, "trainer.devices=2", env=launched)
+def test_ranks_started_from_outside_need_a_folder(monkeypatch):
+    for key, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    done = run_forked(*RUN, "trainer.devices=2")
     assert done.returncode == 2 and "run_dir= is needed" in done.stderr

@@ -53,6 +53,7 @@ def kill_at(folder: Path, moment: str, overrides: list[str]) -> None:
             assert process.is_alive(), f"ended before {moment}: {Path(told, 'err').read_text()[-2000:]}"
             if len(_lines(folder)) >= int(moment[4:]) if moment.startswith("row") else (folder / moment).exists():
                 break
+            time.sleep(5e-4)  # a loop that spins would take the run's core
         process.kill()
         process.join()
 

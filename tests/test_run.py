@@ -1,5 +1,6 @@
 """Whole runs through the entry point: what they leave behind, and what bad input is told."""
 
+import functools
 import json
 import resource
 import shutil
@@ -140,9 +141,10 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(case, tmp_path, finished, c
     (places["taken"] / "results").write_text("precious")
     monkeypatch.setenv("HOME", str(tmp_path))  # no key in netrc
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    shutil.copytree(finished, places["broken"])
-    (places["broken"] / "checkpoints/last.ckpt").write_bytes(b"half a file")
     overrides, message = BAD[case]
+    if "resume={broken}" in overrides:
+        shutil.copytree(finished, places["broken"])
+        (places["broken"] / "checkpoints/last.ckpt").write_bytes(b"half a file")
     overrides = [o.format(**places, whole=finished) for o in overrides]
     if not any(o.startswith(("resume", "run_dir")) for o in overrides):
         overrides.append(f"run_dir={tmp_path / 'new'}")
@@ -172,8 +174,8 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, finis
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = (folder / "checkpoints/last.ckpt").read_bytes()
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # noqa: E731
-    done = run_command(f"resume={folder}", "iterations=8", preexec_fn=limit)
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    done = run_forked(f"resume={folder}", "iterations=8", before=limit)
     assert done.returncode == 2
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert f"make room, then python -m src.run resume={folder} goes on from the last checkpoint." in done.stderr

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 from src.errors import UserError
 from src.loggers.wandb import make_wandb_logger
 from src.loggers.wandb_files import records, values_of
-from tests.conftest import rows_of, run_command
+from tests.conftest import rows_of
+from tests.forked import run_forked
 
 TINY = ["+experiment=tdpo_r_hps", "+debug=tiny", "threads=1"]
 
@@ -25,14 +25,16 @@ def wandb_file(folder: Path) -> Path:
     return next(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    return kept | {"HOME": str(home)} | more
+@pytest.fixture(autouse=True)
+def no_account(tmp_path, monkeypatch):
+    for key in [key for key in os.environ if key.startswith("WANDB")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def test_the_offline_file_holds_every_row_and_picture(tmp_path):
     folder = tmp_path / "run"
-    done = run_command(*TINY, f"run_dir={folder}", env=environment(tmp_path), stdin=subprocess.DEVNULL)
+    done = run_forked(*TINY, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = history_of(folder)
     assert len(rows) == len(rows_of(folder)) == 6  # 2 iterations, 2 evaluations, 2 looks of the watch
@@ -58,16 +60,16 @@ def test_the_offline_file_holds_every_row_and_picture(tmp_path):
 
 def test_the_environment_may_not_ask_for_a_key_either(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match="WANDB_MODE=online needs a key"):
         make_wandb_logger(tmp_path, "overopt", "auto", "group", [], {})
 
 
-def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path):
+def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    nowhere = environment(tmp_path, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40, WANDB_INIT_TIMEOUT="3")
-    done = run_command(*TINY, "logger.mode=online", f"run_dir={folder}", env=nowhere, stdin=subprocess.DEVNULL)
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}
+    for key, value in nowhere.items():
+        monkeypatch.setenv(key, value)
+    done = run_forked(*TINY, "logger.mode=online", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "W&B cannot be reached" in done.stdout
     assert len(history_of(folder)) == len(rows_of(folder)) == 6
