@@ -1,7 +1,9 @@
 """Files and folders: named by people, written whole or not at all, text always in UTF-8; every fault one sentence."""
 
+import difflib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,6 +14,16 @@ from typing import Any
 from src.errors import UserError
 
 WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # by a file's first bytes
+
+
+def near(given: str) -> str:
+    """What lies where a path or pattern that leads nowhere points, as the end of a clause; empty where nothing does."""
+    path = user_path(given)
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    wanted = re.sub(r"[*?\[\]]", "", path.relative_to(folder).parts[0])
+    names = sorted(child.name for child in folder.iterdir() if not child.name.startswith("."))
+    found = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    return f" ({folder} holds {', '.join(found)})" if found else ""
 
 
 def user_path(named: str | Path) -> Path:

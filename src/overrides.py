@@ -83,6 +83,9 @@ def why(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, given = str(error.missing_cfg_file).partition("/")
+        if group == "prompts" and (Path(given).is_file() or "." in given):
+            return f"prompts={given} names no set of prompts; of a file: prompts=file {written('prompts.path', given)}."
         return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {', '.join(error.options)}."
     said = str(error)
     if found := re.match(r"Ambiguous value for argument '(.*)'\n1\.", said, re.S):

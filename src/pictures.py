@@ -43,11 +43,11 @@ class Picture:
 
 
 class BadPicture(Exception):
-    """A picture that cannot be scored; the message says why, and `name` which."""
+    """A picture that cannot be scored; the message says why, `name` which, `reason` why alone."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 # ------------------------------------------------------------------------------------------------ where they come from

@@ -1,8 +1,8 @@
 """Pictures of any origin, scored by every reward of a suite: `python -m src.score PICTURES --prompts FILE`.
 
-PICTURES is a folder, or a table (CSV, TSV, JSON, JSONL, parquet) with a column of paths; without --prompts, prompts are
-those of the table, of a metadata.jsonl in the folder, or the pictures' names. KEY=VALUE overrides the configuration,
-such as suite.rewards.hps.path=FILE.
+PICTURES is a folder, with those inside it, or a table (CSV, TSV, JSON, JSONL, parquet) with a column of paths; without
+--prompts, prompts are those of the table, of a metadata.jsonl in the folder, or the pictures' names. KEY=VALUE
+overrides the configuration, such as suite.rewards.hps.path=FILE.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from src.screen import survive_its_end
 def parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m src.score", description=__doc__)
-    parser.add_argument("pictures", type=user_path, metavar="PICTURES", help="a folder, or a table of paths")
+    parser.add_argument(
+        "pictures", type=user_path, metavar="PICTURES", help="a folder and those inside it, or a table of paths"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="one a line, or a table of paths and prompts")
     parser.add_argument(

@@ -59,8 +59,12 @@ def test_utility_is_clipped_for_each_member():
 def test_the_subject_is_the_longest_name_in_the_prompt(gold):
     assert gold.names[subject("a picture of a polar bear", gold.names)] == "polar bear"
     assert gold.names[subject("bear, flat style", gold.names)] == "bear"
-    with pytest.raises(UserError, match="know no animal of the prompt 'a teapot'"):
+    for prompt, meant in (("two owls", "owl"), ("a zebar", "zebra")):
+        with pytest.raises(UserError, match=rf"{prompt}' \(did you mean {meant}\?\): name one of its \d+ animals"):
+            subject(prompt, gold.names)
+    with pytest.raises(UserError, match=r"know no animal of the prompt 'a teapot': name one of .* \(docs/world\.md"):
         gold.check_prompts(["cat", "a teapot"])
+    assert f"These are {', '.join(sorted(gold.names))}." in (ROOT / "docs/world.md").read_text()
 
 
 def test_gold_is_deterministic_and_scores_each_picture_alone(gold):

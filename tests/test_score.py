@@ -14,8 +14,9 @@ from PIL import Image
 from src.errors import UserError
 from src.metrics.joint import joint_rates
 from src.pictures import BadPicture, Picture, find_pictures, open_picture, partners, prompt_in, with_prompts
+from src.report.scores import Scored, not_taken, overall
 from src.score import parser
-from src.tasks.score import score, score_pictures, tell
+from src.tasks.score import by_reason, score, score_pictures, tell
 
 
 def save(file: Path, colour=(255, 0, 0), size=(8, 6), mode="RGB", **options) -> Path:
@@ -240,7 +241,8 @@ def test_a_bad_file_among_many_stops_or_is_passed_over(folder, capsys):
         score(command(folder, "--rewards", "aesthetic"))
     found = score(command(folder, "--rewards", "aesthetic", "--skip-bad"))
     assert [p.name for p in found.pictures] == ["cat_1.png", "cat_2.png", "dog_2.png"]
-    assert "passed over, 2 in all: bat_1.png: it is no picture; dog_1.png" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "passed over, 2 in all:\n  1, it is no picture: bat_1.png\n  1, it cannot be opened: dog_1.png\n" in told
     for name in ("cat_1.png", "cat_2.png", "dog_2.png"):
         (folder / name).write_text("")
     with pytest.raises(UserError, match="not one of its pictures can be scored"):
@@ -271,7 +273,7 @@ def test_two_folders_are_compared_pair_by_pair(folder, tmp_path, ending, capsys)
     assert found.joint() == joint_rates(found.scores, found.base)
     tell(found, tmp_path / f"out{ending}")
     told = capsys.readouterr().out
-    assert "gain [sd]" in told and "better under all of aesthetic, hps" in told
+    assert "gain [sd of --against]" in told and "better under all of aesthetic, hps" in told
     read = duckdb.read_csv if ending == ".csv" else duckdb.read_parquet
     by_prompt = read(str(tmp_path / f"out_by_prompt{ending}"))
     rows = [dict(zip(by_prompt.columns, row, strict=True)) for row in by_prompt.fetchall()]
@@ -293,3 +295,24 @@ def test_wrong_options_are_told_before_anything_is_scored(folder, tmp_path):
         score(command(folder, "--prompts", tmp_path / "p.csv", "--out", tmp_path / "p.csv"))
     with pytest.raises(UserError, match="'hpz' is none of suite=mini's: hps"):
         score(command(folder, "--rewards", "hpz"))
+
+
+def test_what_is_passed_over_is_told_by_reason():
+    faults = [BadPicture(f"{k}.png", f"it cannot be opened (cut at {k})") for k in range(7)] + [BadPicture("a", "no")]
+    assert by_reason([faults[-1], *faults[:-1]]) == [
+        "7, it cannot be opened: 0.png, 1.png, 2.png, 3.png, 4.png, ...",
+        "1, no: a",
+    ]
+
+
+def test_one_prompt_has_no_interval():
+    """Intervals are over prompts: of one it would have no width."""
+    pictures = [Picture(f"{k}.png", b"", "cat") for k in range(3)]
+    now, base = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 0.5])
+    alone = Scored(pictures, {"hps": now}, ["hps"])
+    against = Scored(pictures, {"hps": now}, ["hps"], pictures, {"hps": base})
+    for found, place in ((alone, 3), (against, 5)):
+        assert [next(iter(column.cells)) for column in overall(found).columns][place] == "-"
+        assert not_taken(found) == ["no interval: intervals are over prompts, and there is one."]
+    others = [Picture("3.png", b"", "dog"), *pictures[1:]]
+    assert ".." in next(iter(overall(Scored(others, {"hps": now}, ["hps"])).columns[3].cells))

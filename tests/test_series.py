@@ -11,6 +11,7 @@ from rich.console import Console
 
 from src.config import check
 from src.errors import UserError
+from src.overrides import why
 from src.report.compare import arms_of
 from src.report.headline import headline
 from src.report.page import write_report
@@ -137,3 +138,24 @@ def test_a_reward_that_the_suite_lacks_is_told_how_to_add(given):
             "+suite.rewards.jpeg.path=x",
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [("lora/animal_v2.safetensors", "animal_v2.safetensors"), (["a/b"], "b"), ("c-*", "checkpoint 10")],
+)
+def test_weights_alone_are_called_by_their_name(tmp_path, weights, told):
+    gains = {name: values[:2] for name, values in RISING.items()}
+    run = series(tmp_path / "run", gains, weights=weights)
+    assert run.told(1) == f"at {told}" and verdict(run) == f"The watch would ship {told}."
+    assert run.told(0) == "at the base"
+
+
+def test_what_of_a_file_of_prompts_is_meant(tmp_path):
+    (tmp_path / "mine.txt").write_text("cat")
+    with pytest.raises(Exception) as told:  # Hydra's
+        composed(f"prompts={tmp_path}/mine.txt")
+    assert (why(told.value) or "").endswith(f"of a file: prompts=file prompts.path={tmp_path}/mine.txt.")
+    with pytest.raises(Exception) as told:
+        composed("prompts=nothing")
+    assert (why(told.value) or "").startswith("there is no conf/prompts/nothing.yaml: choose from file, hpd")

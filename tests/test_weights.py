@@ -165,6 +165,7 @@ def test_numbers_of_names():
     assert names_numbers(["run2/checkpoint-10/unet", "run2/checkpoint-9/unet"]) == [10, 9]
     assert names_numbers(["a/lora-000100.safetensors", "a/lora-001000.safetensors"]) == [100, 1000]
     assert names_numbers(["a/checkpoint_7"]) == [7] and names_numbers(["a/best"]) == [1]
+    assert names_numbers(["c/checkpoint-9/unet"]) == [9] and names_numbers(["animal_v2.safetensors"]) == [1]
     for names in (["a1_2", "a2_3"], ["x1", "y2"], ["a", "b"]):
         with pytest.raises(UserError, match=r"give steps=\[\.\.\.\]"):
             names_numbers(names)
@@ -186,8 +187,19 @@ def test_points_by_degrees_and_by_steps(lora, tmp_path):
         points_of(CFG | {"weights": paths, "steps": [1]})
     with pytest.raises(UserError, match="scale=x: give numbers"):
         numbers("x", "scale")
-    with pytest.raises(UserError, match="nothing has such a name"):
-        paths_of(str(tmp_path / "none-*"))
+    with pytest.raises(UserError, match=r"scale=-1: scales must not be negative"):
+        points_of(CFG | {"weights": paths[0], "scale": -1})
+    with pytest.raises(UserError, match=r"scale=None: give numbers, such as scale=0,0\.5,1, or leave it out"):
+        numbers("None", "scale")
+    with pytest.raises(UserError, match=r"queries_per_step=64: .*a\.safetensors does not tell its number; give steps="):
+        points_of(CFG | {"weights": paths[0], "queries_per_step": 64})
+    (tmp_path / "checkpoint-10").mkdir()
+    with pytest.raises(UserError, match=r"nothing has such a name \(.* holds checkpoint-10\); correct the path"):
+        paths_of(str(tmp_path / "chekpoint-*"))
+    with pytest.raises(UserError, match=r"nothing lies there \(.* holds checkpoint-10\)"):
+        recognise(str(tmp_path / "checkpoints-10"))
+    with pytest.raises(UserError, match="nothing has such a name; correct"):
+        paths_of(str(tmp_path / "xyz-*"))
     with pytest.raises(UserError, match="needs weights="):
         paths_of(None)
 

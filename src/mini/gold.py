@@ -5,6 +5,7 @@ Several classifiers, over all animals and "no such picture", learnt on real pict
 is that a picture is a sound one of its subject (src/mini/gold_stage.py).
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +39,20 @@ def subject(prompt: str, names: Sequence[str]) -> int:
     found = [name for name in names if f" {name} " in words]
     if not found:
         raise UserError(
-            f"the judges of the miniature world know no animal of the prompt {prompt!r}: name one of its "
-            f"{len(names)} animals, or leave the judges out (suite.judges=null)."
+            f"the judges of the miniature world know no animal of the prompt {prompt!r}{_meant(words.split(), names)}: "
+            f"name one of its {len(names)} animals (docs/world.md lists them), or leave the judges out "
+            "(suite.judges=null)."
         )
     return names.index(max(found, key=len))
+
+
+def _meant(words: Sequence[str], names: Sequence[str]) -> str:
+    """A question after the name that was probably meant, as by a plural or a slip; empty where none is near."""
+    likeness = {
+        name: max(difflib.SequenceMatcher(None, word, name).ratio() for word in words or [""]) for name in names
+    }
+    nearest = max(names, key=lambda name: likeness[name])
+    return f" (did you mean {nearest}?)" if likeness[nearest] > 0.7 else ""
 
 
 def home_size(images: Images) -> Float[Tensor, "b 3 64 64"]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from src.errors import UserError, first_line
-from src.files import user_path
+from src.files import near, user_path
 from src.hub import REPOSITORY, fetch, read_checkpoint, read_json
 
 Kind = Literal["full", "lora"]
@@ -84,7 +84,7 @@ def recognise(path: str) -> Weights:
     place = user_path(path)
     if not place.exists():
         if not REPOSITORY.fullmatch(path):
-            raise UserError(f"weights={path}: nothing lies there; {FITTING}.")
+            raise UserError(f"weights={path}: nothing lies there{near(path)}; {FITTING}.")
         place = fetch(path, "weights", [], HUB_FILES)
     found = in_file(path, place) if place.is_file() else in_folder(path, place)
     if found is None:

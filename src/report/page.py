@@ -248,7 +248,8 @@ def _grids(run: Run) -> list[tuple[Path, str]]:
         gains = ", ".join(
             f"{name} {row[f'eval/{name}/gain']:+.2f}" for name in run.rewards if f"eval/{name}/gain" in row
         )
-        chosen.append((by_iteration[i], f"{captions[i]}: {gains}"))
+        of_base = row is run.evaluations[0]  # whose gains are 0
+        chosen.append((by_iteration[i], captions[i] if of_base else f"{captions[i]}: {gains}"))
     return chosen
 
 

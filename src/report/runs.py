@@ -42,7 +42,7 @@ class Axis:
 UNTOUCHED = "without a choice"
 AXES = {
     "queries": Axis("reward_queries", "reward queries [images]", "at {:,} queries"),
-    "checkpoints": Axis("reward_queries", "number of the checkpoint", "at checkpoint {:,}"),
+    "checkpoints": Axis("reward_queries", "number of the checkpoint", "at checkpoint {:,}", "at the base"),
     "scale": Axis("policy/scale", "scale, share of what fine-tuning changed", "at scale {:g}", "at scale 0"),
     "aig": Axis("policy/aig", "p of annealed importance guidance, 0 is the tuned model", "at p = {:g}", "without it"),
     "best_of_n": Axis("best_of_n/n", "n, base samples to choose from", "at the best of {:,}", UNTOUCHED, log=True),
@@ -224,7 +224,18 @@ class Run:
 
     def told(self, k: int) -> str:
         """Where the k-th evaluation stands, in a sentence."""
+        if k and self.lone is not None and self.x is None:
+            return f"at {self.lone}"
         return self.axis.first if k == 0 else self.axis.at.format(self.places[k])
+
+    @property
+    def lone(self) -> str | None:
+        """The name of the weights, where one file or folder was evaluated of which no number is known."""
+        given = self.config.get("weights")
+        given = given[0] if isinstance(given, list) and len(given) == 1 else given
+        if self.layout != "checkpoints" or len(self.evaluations) > 2 or not isinstance(given, str) or "*" in given:
+            return None
+        return Path(given).name
 
     @property
     def place_of_alarm(self) -> int | float | None:

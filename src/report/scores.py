@@ -20,6 +20,8 @@ from src.pictures import Picture
 
 NO_SPREAD = 1e-6  # of a reward; below it are rounding errors only
 SHOWN = 30  # prompts on the screen
+GAIN = "gain [sd of --against]"  # of its pictures of one prompt, about their mean
+ONE_PROMPT = "no interval: intervals are over prompts, and there is one."
 ENDINGS = (".csv", ".parquet")
 
 Scores = dict[str, Float[Tensor, " n"]]  # by reward; nan where it cannot score the prompt
@@ -74,7 +76,7 @@ def overall(found: Scored) -> Table:
     compared = found.base is not None
     prompts = len({picture.prompt for picture in found.pictures})
     table = Table(title=f"{len(found.pictures):,} pictures, {prompts:,} prompts")
-    against = ("against", "gain [sd]", "95% interval", "win rate") if compared else ("95% interval",)
+    against = ("against", GAIN, "95% interval", "win rate") if compared else ("95% interval",)
     for column in ("reward", "mean", "sd within prompts", *against):
         table.add_column(column, justify="right")
     gains = found.gains()
@@ -86,24 +88,26 @@ def overall(found: Scored) -> Table:
             continue
         cells = [f"{mean.mean:.3f}", f"{spread_within(values[known].numpy(), found.prompts(known)):.3f}"]
         if found.base is not None:
-            cells += _compared(found, name, gains.get(name))
+            cells += _compared(found, name, gains.get(name), prompts)
         else:
-            cells.append(_interval(mean, "{:.3f}"))
+            cells.append(_interval(mean, "{:.3f}", prompts))
         table.add_row(name, *cells)
     return table
 
 
-def _compared(found: Scored, name: str, gains: Tensor | None) -> list[str]:
+def _compared(found: Scored, name: str, gains: Tensor | None, prompts: int) -> list[str]:
     assert found.base is not None
     before, gain = found.mean(found.base[name]), None if gains is None else found.mean(gains)
     known = ~found.scores[name].isnan()
     now, base = found.scores[name][known], found.base[name][known]
     wins = ((now > base).float() + 0.5 * (now == base).float()).mean()
-    told = ["-", "-"] if gain is None else [f"{gain.mean:+.2f}", _interval(gain, "{:+.2f}")]
+    told = ["-", "-"] if gain is None else [f"{gain.mean:+.2f}", _interval(gain, "{:+.2f}", prompts)]
     return ["-" if before is None else f"{before.mean:.3f}", *told, f"{wins:.2f}"]
 
 
-def _interval(interval: Interval, style: str) -> str:
+def _interval(interval: Interval, style: str, prompts: int) -> str:
+    if prompts == 1:
+        return "-"
     return " .. ".join(style.format(end) for end in (interval.low, interval.high))
 
 
@@ -141,7 +145,7 @@ def _number(value: Tensor) -> float | None:
 def prompt_table(rows: Rows, names: Sequence[str], compared: bool) -> Table:
     """The first prompts on the screen: means, or gains where pictures are compared."""
     more = f" (the first {SHOWN} of {len(rows):,}; --out has all)" if len(rows) > SHOWN else ""
-    table = Table(title=f"{'gain [sd]' if compared else 'mean'} by prompt{more}")
+    table = Table(title=f"{GAIN if compared else 'mean'} by prompt{more}")
     for column in ("prompt", "pictures", *names):
         table.add_column(column, justify="left" if column == "prompt" else "right")
     for row in rows[:SHOWN]:
@@ -207,9 +211,10 @@ def _as_parquet(table: Path, row: dict[str, Any], file: Path) -> None:
 
 
 def not_taken(found: Scored) -> list[str]:
-    """Which rewards left pictures unscored, and how many, as sentences."""
+    """Which rewards left pictures unscored, and how many, and what of the tables cannot be known, as sentences."""
+    one = len({picture.prompt for picture in found.pictures}) == 1
     counts = {name: int(np.isnan(values.numpy()).sum()) for name, values in found.scores.items()}
-    return [
+    return [ONE_PROMPT] * one + [
         f"{name} does not know the prompts of {count:,} of {len(found.pictures):,} pictures: left empty there."
         for name, count in counts.items()
         if count

@@ -163,7 +163,12 @@ class WeightSeries(Series[Point]):
 
     @property
     def when(self) -> str:
-        return super().when if self.points[0].counted else "at checkpoint {:,}"
+        if self.points[0].counted:
+            return super().when
+        paths = {point.weights.path for point in self.points}
+        if len(paths) == 1:  # a number would say nothing
+            return f"at {Path(paths.pop()).name.replace('{', '{{').replace('}', '}}')}"
+        return "at checkpoint {:,}"
 
     def take_up(self, number: int) -> None:
         point = self.points[number]

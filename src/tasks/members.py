@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
-from src.files import user_path
+from src.files import near, user_path
 from src.policy.weights import Weights, recognise
 
 NUMBER = re.compile(r"\d+")
+NUMBERED = re.compile(r"(?:checkpoint|step|iteration|epoch)[-_]?(\d+)(?:\.safetensors)?")  # a name that is a number
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def points_of(cfg: dict[str, Any]) -> list[Point]:
     scales, powers = numbers(cfg["scale"], "scale"), numbers(cfg["aig"], "aig")
     if (len(scales) > 1 and powers) or (len(weights) > 1 and max(len(scales), len(powers)) > 1):
         raise UserError("a frontier has one checkpoint and either scale= or aig=; evaluate the others by themselves.")
+    if any(scale < 0 for scale in scales):
+        raise UserError(f"scale={cfg['scale']}: scales must not be negative; 0 is the base, 1 all of the weights.")
     if any(power < 0 for power in powers):
         raise UserError(f"aig={cfg['aig']}: powers must not be negative; 0 is the tuned model, inf the base.")
     where, counted = places(weights, cfg)
@@ -65,7 +68,7 @@ def paths_of(given: Any) -> list[str]:
     if glob.has_magic(given) and not Path(given).exists():
         found = sorted(glob.glob(str(user_path(given))))  # noqa: PTH207 (absolute patterns too)
         if not found:
-            raise UserError(f"weights={given}: nothing has such a name; correct the path or the pattern.")
+            raise UserError(f"weights={given}: nothing has such a name{near(given)}; correct the path or the pattern.")
         return found
     folder = user_path(given)
     numbered = sorted(str(child) for child in folder.glob("checkpoint[-_]*") if child.name[11:].isdigit())
@@ -86,6 +89,8 @@ def places(weights: Sequence[Weights], cfg: dict[str, Any]) -> tuple[list[int], 
     if len(steps) != len(weights) or len(set(steps)) < len(steps):
         raise UserError(f"steps={steps}: {len(weights)} checkpoints need as many numbers, each another one.")
     factor = cfg["queries_per_step"]
+    if factor is not None and cfg["steps"] is None and len(weights) == 1 and not numbered(weights[0].path):
+        raise UserError(f"queries_per_step={factor}: {weights[0].path} does not tell its number; give steps=[NUMBER].")
     return [step if factor is None else round(step * factor) for step in steps], factor is not None
 
 
@@ -101,13 +106,12 @@ def queries_of(path: Path) -> int | None:
 
 
 def names_numbers(paths: Sequence[str]) -> list[int]:
-    """The one number by which these names differ; of a single name its last, or 1.
+    """The one number by which these names differ; of a single name the one that it is, as of checkpoint_7, or 1.
 
     Raises UserError where the names differ by more, or by no number.
     """
     if len(paths) == 1:
-        found = NUMBER.findall(Path(paths[0]).name) or NUMBER.findall(Path(paths[0]).parent.name)
-        return [int(found[-1])] if found else [1]
+        return [numbered(paths[0]) or 1]
     columns = list(zip(*(NUMBER.findall(path) for path in paths), strict=False))
     differing = [column for column in columns if len(set(column)) > 1]
     if len({NUMBER.sub("#", path) for path in paths}) > 1 or len(differing) != 1:
@@ -117,13 +121,19 @@ def names_numbers(paths: Sequence[str]) -> list[int]:
     return [int(number) for number in differing[0]]
 
 
+def numbered(path: str) -> int | None:
+    """The number that a checkpoint's name, or its folder's, is; a number that is but part of a name tells nothing."""
+    names = (Path(path).name, Path(path).parent.name)
+    return next((int(found[1]) for found in map(NUMBERED.fullmatch, names) if found), None)
+
+
 def numbers(given: Any, option: str) -> list[float]:
     """Of a number, a list, or words divided by commas. Raises UserError on anything else."""
     values = [] if given is None else given if isinstance(given, list) else str(given).split(",")
     try:
         found = [float(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{option}={given}: give numbers, such as {option}=0,0.5,1.") from error
+        raise UserError(f"{option}={given}: give numbers, such as {option}=0,0.5,1, or leave it out.") from error
     if any(math.isnan(value) for value in found) or len(set(found)) < len(found):
         raise UserError(f"{option}={given}: give different numbers.")
     return found

@@ -68,8 +68,9 @@ def score(args: argparse.Namespace) -> Scored:
     if not sound:
         raise UserError(f"{args.pictures}: not one of its pictures can be scored ({faults[0]}).")
     if faults:
-        named = "; ".join(map(str, faults[:NAMED])) + ("; ..." if len(faults) > NAMED else "")
-        print(f"passed over, {len(faults)} in all: {named}")
+        print(f"passed over, {len(faults)} in all:")
+        for sentence in by_reason(faults):
+            print(f"  {sentence}")
     found = Scored(
         [pictures[k] for k in sound],
         {name: values[sound] for name, values in scores.items()},
@@ -79,6 +80,18 @@ def score(args: argparse.Namespace) -> Scored:
         found.partners = [others[k] for k in sound]
         found.base = {name: values[[k + n for k in sound]] for name, values in scores.items()}
     return found
+
+
+def by_reason(faults: Sequence[BadPicture]) -> list[str]:
+    """Which pictures were passed over for one reason, the most frequent first; the details of each are left out."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.reason.split(" (")[0]].append(fault.name)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [
+        f"{len(names):,}, {reason}: {', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+        for reason, names in ordered
+    ]
 
 
 def refuse(faults: Sequence[BadPicture], skip_bad: bool) -> None:
