@@ -95,6 +95,29 @@ class ResetPhase:
         since, self.recovering = self.recovering[0], None
         return {"reset/recovery": float(iteration - since)}
 
+    def unmet(self, iterations: int) -> str | None:
+        """Why none of so many iterations of a run has reset anybody; None where one did, or none was to."""
+        strategy = self.strategy
+        made = [masks for masks in (self.last_masks, self.last_lora_masks) if masks is not None]
+        if not strategy.selects or any(mask.any() for masks in made for mask in masks):
+            return None
+        if made:
+            return (
+                f"the last reset took nobody: by reset.threshold={strategy.threshold} and "
+                f"reset.ratio={strategy.ratio} no neuron was to be reset."
+            )
+        if strategy.trigger is None and strategy.every <= iterations:
+            return None  # a strategy with a `due` of its own, or a run of an earlier version
+        if strategy.every > iterations:
+            return (
+                f"no reset fell due: reset.every={strategy.every}, iterations={iterations}; "
+                "with reset.every=1 every iteration ends in one."
+            )
+        return (
+            f"no reset fell due: reset.trigger={strategy.trigger} was not {strategy.side} reset.level={strategy.level} "
+            f"at any iteration that reset.every={strategy.every} names."
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: who was reset last, and what recovers from it."""
         names = ("last_masks", "last_lora_masks", "recovering")
