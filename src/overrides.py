@@ -24,6 +24,13 @@ TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key
 }
 
 
+FOR_NONE = {  # of groups that have no file of that name -> how to do without
+    "critic": "for no critic choose an algorithm that has none, such as +experiment=ddpo",
+    "callbacks": "for none of them write callbacks=null",
+    "evaluation": "evaluation.every=1000 evaluates before and after training only",
+}
+
+
 def fault_in(arguments: Sequence[str]) -> str | None:
     """One sentence on what Hydra would end on without one; None where there is nothing of the kind."""
     for argument in arguments:
@@ -32,7 +39,8 @@ def fault_in(arguments: Sequence[str]) -> str | None:
             return f"{shown} cannot be read in this locale: set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
         key, _, value = argument.lstrip("+").partition("=")
         if value == "null" and key != "callbacks" and (options := options_of(key)):
-            return f"{argument}: choose from {', '.join(options)}, or leave it out."
+            without = f"; {FOR_NONE[key]}" if key in FOR_NONE else ", or leave it out for the default"
+            return f"{argument}: choose from {', '.join(options)}{without}."
     return None
 
 
@@ -83,7 +91,11 @@ def why(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.options is not None:
-        return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {', '.join(error.options)}."
+        slash = "in a file of conf/ another group begins with a slash: override /reset: NAME"
+        others = f"choose from {', '.join(error.options)}" if error.options else slash
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        without = f"; {FOR_NONE[group]}" if name == "none" and group in FOR_NONE else ""
+        return f"there is no conf/{error.missing_cfg_file}.yaml: {others}{without}."
     said = str(error)
     if found := re.match(r"Ambiguous value for argument '(.*)'\n1\.", said, re.S):
         key, _, value = found[1].partition("=")
@@ -95,16 +107,16 @@ def why(error: BaseException) -> str | None:
         return f"{found[1]} gives several values: add -m for a sweep over them."
     if (found := re.match(r"Error merging override (.*)", said, re.S)) and error.__cause__:
         reason = str(error.__cause__).strip().splitlines()[0]
-        takes = next((word for sign, word in TAKES.items() if sign in reason), None)
-        return f"{found[1]}: {f'it takes {takes}' if takes else reason}."
-    if isinstance(error, AssertionError) and "Unexpected type for root: NoneType" in said:
-        return (
-            "an override sets an option of a group that is not chosen: reward_training.* needs one of "
-            "+experiment=train_reward_*."
-        )
+        return None if reason.startswith("Key") else f"{found[1]}: {taken(reason)}."
     if isinstance(error, ValueError) and said.startswith("Config group override must be"):
         return f"an override chooses something of a group that is no name of one of its files ({said.split('. ')[-1]})."
     return None
+
+
+def taken(reason: str) -> str:
+    """What a key takes, by what OmegaConf says of a value that it does not."""
+    takes = next((word for sign, word in TAKES.items() if sign in reason), None)
+    return f"it takes {takes}" if takes else reason
 
 
 def _unreadable(override: str) -> str:

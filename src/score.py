@@ -33,7 +33,6 @@ def main() -> None:
     """Scores what the command line names."""
     survive_its_end()
     args = parser().parse_intermixed_args()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with told_in_one_sentence():
         from src.tasks import score  # torch and its friends, which take seconds
 
