@@ -3,8 +3,10 @@
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -47,12 +49,13 @@ def fault_in(arguments: Sequence[str]) -> str | None:
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides.
 
+    +debug=NAME goes last, since of two files that set the same key the later counts, and a trial is to be short.
     Unless commas divide jobs (-m, +sweeps=), `scale=0,0.5,1` is a list, and `weights=PATH` a path, whatever is in it.
     """
     overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
     if not any(argument in MULTIRUN or argument.startswith("+sweeps=") for argument in arguments):
         overrides = [_as_typed(argument) for argument in overrides]
-    return sorted(overrides, key=lambda argument: argument not in MULTIRUN)
+    return sorted(overrides, key=lambda argument: (argument not in MULTIRUN, argument.startswith("+debug=")))
 
 
 def _as_typed(argument: str) -> str:
@@ -67,6 +70,27 @@ def _as_typed(argument: str) -> str:
 def options_of(group: str) -> list[str]:
     """The names of the files of a group of conf/; none of what is no group."""
     return sorted(path.stem for path in CONF.glob("*/*.yaml") if path.parent.name == group)
+
+
+@cache
+def _targets(group: str) -> dict[str, str]:
+    """The `_target_` of each file of a group, its own or of the file that it is a delta to."""
+    files = {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in (CONF / group).glob("*.yaml")
+    }
+
+    def target(name: str) -> str:
+        node = files.get(name, {})
+        parents = [each for each in node.get("defaults", []) if isinstance(each, str) and each in files]
+        return node.get("_target_") or next((found for found in map(target, parents) if found), "")
+
+    return {name: target(name) for name in sorted(files)}
+
+
+def choice_of(group: str, target: str) -> str:
+    """How a component is chosen, reset=none, by its `_target_`; where none, or more than one, is so its class's name."""
+    names = [name for name, found in _targets(group).items() if found == target]
+    return f"{group}={names[0]}" if len(names) == 1 else target.rsplit(".", 1)[-1]
 
 
 def written(key: str, value: str) -> str:
