@@ -88,7 +88,7 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
 
 def unknown(key: str, arguments: Sequence[str]) -> str:
     """What there is instead of a key that there is not, where these arguments choose from the groups."""
-    top, _, option = key.partition(".")
+    top = key.split(".")[0]
     if top != "hydra" and top not in {f.name for f in fields(Config)}:
         return no_key(top)
     arms = _arms(top, arguments)

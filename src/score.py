@@ -6,7 +6,6 @@ such as suite.rewards.hps.path=FILE.
 """
 
 import argparse
-import os
 
 from src.errors import told_in_one_sentence
 from src.files import user_path

@@ -104,6 +104,16 @@ def test_what_is_told_to_be_typed_is_what_was_meant(value):
     assert not parsed.is_sweep_override() and str(parsed.value()) == value
 
 
+def test_a_trial_is_short_wherever_it_is_written():
+    assert understood(["+debug=tiny", "+study=critic", "-m", "seed=1"]) == [
+        "-m",
+        "+study=critic",
+        "seed=1",
+        "+debug=tiny",
+    ]
+    assert composed(*understood(["+debug=tiny", "+study=critic"])).iterations == 2
+
+
 def test_no_callbacks():
     assert understood(["callbacks=null", "seed=1"]) == ["~callbacks", "seed=1"]
     assert check(composed("~callbacks"))["callbacks"] == {}

@@ -9,6 +9,7 @@ from torch import Tensor
 from src.critic.base import Critic
 from src.errors import UserError
 from src.metrics.training import explained_variance, neuron_metrics, reset_metrics
+from src.overrides import choice_of
 from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
@@ -47,7 +48,7 @@ class ResetPhase:
     ):
         if critic is None and strategy.needs_critic:
             raise UserError(
-                f"reset={type(strategy).__name__} needs a critic and this algorithm has none: "
+                f"{choice_of('reset', f'{type(strategy).__module__}.{type(strategy).__name__}')} needs a critic and this algorithm has none: "
                 "choose reset=none or algorithm=tdpo."
             )
         if critic is None and strategy.needs_lora and (strategy.trigger or "").startswith(("critic/", "neurons/")):
@@ -165,7 +166,8 @@ class ResetPhase:
     ) -> Metrics:
         assert self.critic is not None and credit.returns is not None
         before = explained_variance(self.critic.values(features, ranks), credit.returns)
-        masks = self.strategy.apply(self.critic.head, scores[self.strategy.score], optimizer, rng)
+        with torch.no_grad():
+            masks = self.strategy.apply(self.critic.head, scores[self.strategy.score], optimizer, rng)
         after = explained_variance(self.critic.values(features, ranks), credit.returns)
         metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
         told = {"reset/explained_variance_before": before, "reset/explained_variance_after": after}
