@@ -75,11 +75,11 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
         return f"{found[1]}: {no_key(found[2])}"
     if found := re.match(r"Could not (?:override|delete from config\.) '(\S+?)'", said):
         return unknown(found[1], arguments)
-    if found := re.match(r"Error merging override \S+", said):
-        key = re.search(r"full_key: (\S+)", str(error.__cause__))
-        return unknown(key[1], arguments) if key else None
+    if said.startswith("Error merging override"):
+        found = re.search(r"full_key: (\S+)", str(error.__cause__))
+        return unknown(found[1], arguments) if found else None
     if found := re.match(r"In '(\S+)': \w+ raised while composing config:\n(.*)(?:\n\s+full_key: (\S+))?", said):
-        place, reason, key = f"conf/{found[1]}.yaml", found[2], found[3]
+        place, (reason, key) = f"conf/{found[1]}.yaml", found.groups()[1:]
         if reason.startswith("Key"):
             return f"{place}: {unknown(key, [])}"
         return f"{place}: {f'{key}: ' if key else ''}{taken(reason)}."

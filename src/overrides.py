@@ -88,7 +88,7 @@ def _targets(group: str) -> dict[str, str]:
 
 
 def choice_of(group: str, target: str) -> str:
-    """How a component is chosen, reset=none, by its `_target_`; where none, or more than one, is so its class's name."""
+    """How a component is chosen, reset=none, by its `_target_`; its class's name where not one file has that."""
     names = [name for name, found in _targets(group).items() if found == target]
     return f"{group}={names[0]}" if len(names) == 1 else target.rsplit(".", 1)[-1]
 

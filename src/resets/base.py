@@ -108,7 +108,7 @@ class Reset:
         Args:
             head: the critic's; its `linears` are the hidden layers and the output layer.
             scores: of the hidden neurons, layer by layer.
-            optimizer: the critic's; what it remembers of weights that are drawn anew should be forgotten (`ops.Reinit`).
+            optimizer: the critic's; what it remembers of weights drawn anew should be forgotten (`ops.Reinit`).
             generator: the only source of what is drawn (`head.draw`); a function of seed and iteration.
 
         Returns the mask of each hidden layer: who was reset, for reset/share, reset/overlap and the like.

@@ -47,9 +47,10 @@ class ResetPhase:
         scattered: bool,
     ):
         if critic is None and strategy.needs_critic:
+            kind = type(strategy)
+            chosen = choice_of("reset", f"{kind.__module__}.{kind.__name__}")
             raise UserError(
-                f"{choice_of('reset', f'{type(strategy).__module__}.{type(strategy).__name__}')} needs a critic and this algorithm has none: "
-                "choose reset=none or algorithm=tdpo."
+                f"{chosen} needs a critic and this algorithm has none: choose reset=none or algorithm=tdpo."
             )
         if critic is None and strategy.needs_lora and (strategy.trigger or "").startswith(("critic/", "neurons/")):
             raise UserError(
