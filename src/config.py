@@ -15,6 +15,7 @@ from typing import Any
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -22,6 +23,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from src.errors import UserError, first_line
 from src.files import expanded
 from src.metrics.glossary import GLOSSARY, PARTS
+from src.overrides import CONF
+from src.targets import check_base, target_of
 
 POSITIVE = ("batch_size", "sampling_batch")  # options of any component, counted from 1
 ABOVE_ZERO = ("clip_range", "value_clip_range", "advantage_clip")  # options of any component
@@ -244,7 +247,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     known = [f.name for f in fields(Config)]
     for key in resolved:
         if key not in known:
-            raise UserError(f"{key} is not a key of the configuration: {_suggestion(key, known)}")
+            raise UserError(no_key(key))
+    _check_schema(resolved)
     _check_node(resolved, "")
     _check_components(resolved)
     _check_numbers(resolved)
@@ -304,9 +308,52 @@ def run_name(chosen: str | None, experiment: str | None, fallback: str) -> str:
     return chosen
 
 
-def _suggestion(key: str, known: list[str]) -> str:
+def added_groups() -> list[str]:
+    """Groups that have no default, and are chosen with a plus: +experiment=NAME."""
+    with_default = {f.name for f in fields(Config)} | {"hydra", "reward_training"}
+    named = {path.parent.name for path in CONF.glob("*/*.yaml")} - with_default
+    return sorted([*named, "reward_training", "sweeps"])
+
+
+def no_key(key: str) -> str:
+    """The sentence of a top-level key, or a group, that there is not."""
+    known = {f.name: f.name for f in fields(Config)} | {group: f"+{group}" for group in added_groups()}
+    known |= {f"hydra/{part}": f"hydra/{part}" for part in ("launcher", "sweeper")}
+    close = difflib.get_close_matches(key, known, n=1)
+    instead = f"did you mean {known[close[0]]}?" if close else "--help lists the groups, and --cfg job every key."
+    return f"{key} is not a key of the configuration: {instead}"
+
+
+def suggestion(key: str, known: list[str]) -> str:
+    """Another spelling of an option, or all that there are."""
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}."
+
+
+def _check_schema(cfg: dict[str, Any]) -> None:
+    """Raises UserError on a key of a part with a schema that the schema does not have; with a plus Hydra lets it in."""
+    budgets: dict[str, Any] = {f"suite.budgets.{name}": Budget for name in cfg["suite"]["budgets"]}
+    parts = {"suite": Suite, "reward_training": RewardTraining, "code": CodeOptions, "das": DasOptions} | budgets
+    for path, schema in parts.items():
+        node: Any = cfg
+        for part in path.split("."):
+            node = node[part]
+        known = [f.name for f in fields(schema)]
+        for key in node or {}:
+            if key not in known:
+                raise UserError(f"{path}.{key} is not an option of {path}: {suggestion(key, known)}")
+
+
+def no_target(group: str, choice: str | None) -> str:
+    """The sentence of a group whose choice does not say what is built."""
+    if choice is None:
+        return f"{group} has no _target_, which says what it is; a run needs it: leave out what takes it away."
+    return f"conf/{group}/{choice}.yaml has no _target_, which says what it is: begin it with _target_: MODULE.CLASS."
+
+
+def _chosen(group: str) -> str | None:
+    """What the command chose of a group, where it is known."""
+    return HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
 
 
 def _check_components(cfg: dict[str, Any]) -> None:
@@ -317,10 +364,12 @@ def _check_components(cfg: dict[str, Any]) -> None:
     groups = {name: cfg[name] for name in GROUPS}
     for path, options in (rewards | judges | callbacks | groups).items():
         if not isinstance(options, dict) or "_target_" not in options:
-            mend = "a run needs it: leave out what takes it away" if path in GROUPS else f"or leave it out: ~{path}"
-            raise UserError(f"{path}={options} has no _target_, which says what it is; {mend}.")
+            if path in GROUPS:
+                raise UserError(no_target(path, _chosen(path)))
+            raise UserError(f"{path}={options} has no _target_, which says what it is; or leave it out: ~{path}.")
+        check_base(target_of(options, path), path)
     for path, options in (rewards | judges | callbacks | {name: cfg[name] for name in BUILT_AS_IT_IS}).items():
-        parameters = options_of(_target(options, path))[0].values()
+        parameters = options_of(target_of(options, path))[0].values()
         needed = [p.name for p in parameters if p.default is p.empty and p.name != "run_dir"]
         if missing := [name for name in needed if name not in options]:
             raise UserError(
@@ -429,25 +478,15 @@ def _check_node(node: Any, path: str) -> None:
         _check_node(child, f"{path}.{key}" if path else key)
 
 
-def _target(node: dict[str, Any], path: str) -> Any:
-    try:
-        return get_object(node["_target_"])
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}._target_: {node['_target_']} cannot be imported ({reason}): give MODULE.CLASS."
-        ) from error
-
-
 def _check_signature(node: dict[str, Any], path: str) -> None:
-    parameters, any_goes = options_of(_target(node, path))
+    parameters, any_goes = options_of(target_of(node, path))
     if any_goes:
         return
     for key, value in node.items():
         if key.startswith("_") and key.endswith("_"):
             continue
         if key not in parameters:
-            hint = _suggestion(key, list(parameters))
+            hint = suggestion(key, list(parameters))
             raise UserError(f"{path}.{key} is not an option of {node['_target_']}: {hint}")
         _check_type(value, parameters[key].annotation, f"{path}.{key}")
         if key in POSITIVE and value is not None and value < 1:

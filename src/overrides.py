@@ -3,8 +3,10 @@
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -24,6 +26,13 @@ TAKES = {  # in what OmegaConf says of a value of the wrong type -> what the key
 }
 
 
+FOR_NONE = {  # of groups that have no file of that name -> how to do without
+    "critic": "for no critic choose an algorithm that has none, such as +experiment=ddpo",
+    "callbacks": "for none of them write callbacks=null",
+    "evaluation": "evaluation.every=1000 evaluates before and after training only",
+}
+
+
 def fault_in(arguments: Sequence[str]) -> str | None:
     """One sentence on what Hydra would end on without one; None where there is nothing of the kind."""
     for argument in arguments:
@@ -32,19 +41,21 @@ def fault_in(arguments: Sequence[str]) -> str | None:
             return f"{shown} cannot be read in this locale: set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
         key, _, value = argument.lstrip("+").partition("=")
         if value == "null" and key != "callbacks" and (options := options_of(key)):
-            return f"{argument}: choose from {', '.join(options)}, or leave it out."
+            without = f"; {FOR_NONE[key]}" if key in FOR_NONE else ", or leave it out for the default"
+            return f"{argument}: choose from {', '.join(options)}{without}."
     return None
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides.
 
+    +debug=NAME goes last, since of two files that set the same key the later counts, and a trial is to be short.
     Unless commas divide jobs (-m, +sweeps=), `scale=0,0.5,1` is a list, and `weights=PATH` a path, whatever is in it.
     """
     overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
     if not any(argument in MULTIRUN or argument.startswith("+sweeps=") for argument in arguments):
         overrides = [_as_typed(argument) for argument in overrides]
-    return sorted(overrides, key=lambda argument: argument not in MULTIRUN)
+    return sorted(overrides, key=lambda argument: (argument not in MULTIRUN, argument.startswith("+debug=")))
 
 
 def _as_typed(argument: str) -> str:
@@ -59,6 +70,27 @@ def _as_typed(argument: str) -> str:
 def options_of(group: str) -> list[str]:
     """The names of the files of a group of conf/; none of what is no group."""
     return sorted(path.stem for path in CONF.glob("*/*.yaml") if path.parent.name == group)
+
+
+@cache
+def _targets(group: str) -> dict[str, str]:
+    """The `_target_` of each file of a group, its own or of the file that it is a delta to."""
+    files = {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in (CONF / group).glob("*.yaml")
+    }
+
+    def target(name: str) -> str:
+        node = files.get(name, {})
+        parents = [each for each in node.get("defaults", []) if isinstance(each, str) and each in files]
+        return node.get("_target_") or next((found for found in map(target, parents) if found), "")
+
+    return {name: target(name) for name in sorted(files)}
+
+
+def choice_of(group: str, target: str) -> str:
+    """How a component is chosen, reset=none, by its `_target_`; its class's name where not one file has that."""
+    names = [name for name, found in _targets(group).items() if found == target]
+    return f"{group}={names[0]}" if len(names) == 1 else target.rsplit(".", 1)[-1]
 
 
 def written(key: str, value: str) -> str:
@@ -83,10 +115,15 @@ def why(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, given = str(error.missing_cfg_file).partition("/")
-        if group == "prompts" and (Path(given).is_file() or "." in given):
+        missing = str(error.missing_cfg_file)
+        given = missing.removeprefix("prompts/")
+        if given != missing and (Path(given).is_file() or "." in given):
             return f"prompts={given} names no set of prompts; of a file: prompts=file {written('prompts.path', given)}."
-        return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {', '.join(error.options)}."
+        group, _, name = missing.rpartition("/")
+        slash = "in a file of conf/ another group begins with a slash: override /reset: NAME"
+        others = f"choose from {', '.join(error.options)}" if error.options else slash
+        without = f"; {FOR_NONE[group]}" if name == "none" and group in FOR_NONE else ""
+        return f"there is no conf/{missing}.yaml: {others}{without}."
     said = str(error)
     if found := re.match(r"Ambiguous value for argument '(.*)'\n1\.", said, re.S):
         key, _, value = found[1].partition("=")
@@ -98,16 +135,16 @@ def why(error: BaseException) -> str | None:
         return f"{found[1]} gives several values: add -m for a sweep over them."
     if (found := re.match(r"Error merging override (.*)", said, re.S)) and error.__cause__:
         reason = str(error.__cause__).strip().splitlines()[0]
-        takes = next((word for sign, word in TAKES.items() if sign in reason), None)
-        return f"{found[1]}: {f'it takes {takes}' if takes else reason}."
-    if isinstance(error, AssertionError) and "Unexpected type for root: NoneType" in said:
-        return (
-            "an override sets an option of a group that is not chosen: reward_training.* needs one of "
-            "+experiment=train_reward_*."
-        )
+        return None if reason.startswith("Key") else f"{found[1]}: {taken(reason)}."
     if isinstance(error, ValueError) and said.startswith("Config group override must be"):
         return f"an override chooses something of a group that is no name of one of its files ({said.split('. ')[-1]})."
     return None
+
+
+def taken(reason: str) -> str:
+    """What a key takes, by what OmegaConf says of a value that it does not."""
+    takes = next((word for sign, word in TAKES.items() if sign in reason), None)
+    return f"it takes {takes}" if takes else reason
 
 
 def _unreadable(override: str) -> str:

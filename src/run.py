@@ -22,6 +22,7 @@ import hydra
 from omegaconf import DictConfig
 
 import src.config  # noqa: F401  (registers the schema)
+from src import composing
 from src.errors import UserError, told_in_one_sentence
 from src.overrides import fault_in, understood
 from src.runs import sweeps
@@ -70,12 +71,12 @@ def _one_sentence() -> Iterator[None]:
 def cli() -> None:
     """The whole command, with its faults told in one sentence and its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # composition errors come through, to be told in one sentence
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says what we say, twice
     survive_its_end()
     with _one_sentence(), sweeps.summed_up():
         _look_at_the_command()
-        main()
+        with composing.told(sys.argv[1:]):
+            main()
 
 
 def _look_at_the_command() -> None:

@@ -6,7 +6,6 @@ overrides the configuration, such as suite.rewards.hps.path=FILE.
 """
 
 import argparse
-import os
 
 from src.errors import told_in_one_sentence
 from src.files import user_path
@@ -35,7 +34,6 @@ def main() -> None:
     """Scores what the command line names."""
     survive_its_end()
     args = parser().parse_intermixed_args()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with told_in_one_sentence():
         from src.tasks import score  # torch and its friends, which take seconds
 

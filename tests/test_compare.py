@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from src.errors import UserError
 from src.report import compare
 from src.report.kept import restore
 from tests.conftest import ROOT
@@ -38,14 +39,26 @@ def command(sweep, monkeypatch, capsys):
 
 
 def test_every_arm_against_one_seed_by_seed(sweep, command):
-    assert "--against ARM: aesthetic, FullReset; aesthetic, NoReset" in command()
+    assert "--against ARM: aesthetic, reset=full; aesthetic, reset=none" in command()
     assert "against" not in (sweep / "tables.md").read_text()
-    command("--against", "aesthetic, NoReset", "--at", "2")
+    told = command("--against", "reset=none", "--at", "2", "9")
+    assert re.search(r"^no run reaches \+9: nothing to read there \(highest: \+3\.15\)$", told, re.M)
+    assert "reaches +2" not in told
     found = pd.read_csv(sweep / "results.csv").pivot(index="seed", columns="arm", values="gold_at_2")
-    by_hand = (found["aesthetic, FullReset"] - found["aesthetic, NoReset"]).mean()
-    row = re.search(r"gold_at_2 \| aesthetic, FullReset \| aesthetic, NoReset \| 2 \| (\S+)", tables(sweep))
+    by_hand = (found["aesthetic, reset=full"] - found["aesthetic, reset=none"]).mean()
+    row = re.search(r"gold_at_2 \| aesthetic, reset=full \| aesthetic, reset=none \| 2 \| (\S+)", tables(sweep))
     assert row and float(row[1]) == pytest.approx(by_hand, rel=0.01)
-    assert "The critic, against aesthetic, NoReset" in tables(sweep) and (sweep / "curves.png").stat().st_size > 10_000
+    assert (
+        "The critic, against aesthetic, reset=none" in tables(sweep) and (sweep / "curves.png").stat().st_size > 10_000
+    )
+
+
+def test_an_arm_is_named_by_what_tells_it_apart():
+    arms = ["hps, reset=none", "hps, reset=random, ratio=0.1", "hps, reset=random, ratio=0.5"]
+    assert compare.named("reset=none", arms) == "hps, reset=none"
+    assert compare.named("ratio=0.5,reset=random", arms) == arms[2]
+    with pytest.raises(UserError, match=r"reset=random fits several of the arms: hps, reset=random, ratio=0.1; "):
+        compare.named("reset=random", arms)
 
 
 def test_runs_on_different_rewards_are_not_compared(sweep, command, capsys):
@@ -83,7 +96,10 @@ def tables(sweep) -> str:
 
 def test_what_cannot_be_compared_is_told_in_a_sentence(sweep, command, capsys):
     for options, message in (
-        (["--against", "nobody"], "--against=nobody is none of the arms: aesthetic, FullReset; aesthetic, NoReset."),
+        (
+            ["--against", "nobody"],
+            "--against=nobody is none of the arms: aesthetic, reset=full; aesthetic, reset=none.",
+        ),
         ([], "the finished runs differ in their seed only"),
     ):
         with pytest.raises(SystemExit) as exited:

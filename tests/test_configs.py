@@ -31,10 +31,10 @@ def name_of(path: Path) -> str:
 
 
 def test_all_files_are_found():
-    assert len(GROUPS) == 59
-    assert len(EXPERIMENTS) == 34
-    assert len(SWEEPS) == 6
-    assert len(PLUGINS) == 5
+    assert len(GROUPS) >= 59  # and what is added
+    assert len(EXPERIMENTS) >= 34
+    assert len(SWEEPS) >= 6
+    assert len(PLUGINS) >= 5
     others = 3  # config, debug/tiny, comparisons
     assert len(list(CONF.rglob("*.yaml"))) == len(GROUPS) + len(EXPERIMENTS) + len(PLUGINS) + others
 
@@ -175,10 +175,16 @@ def test_a_misspelt_key_on_the_command_line_fails(override):
         ("algorithm.samples_per_update=48", "not a multiple"),
         ("seed=-1", "seed=-1"),
         ("prompts=file", "prompts.path is missing: give prompts.path=VALUE"),
-        ("reset._target_=src.resets.sometimes.Reset", "cannot be imported"),
+        ("reset._target_=src.resets.randm.Reset", "there is no module src.resets.randm: it has random."),
+        ("reset._target_=src.resets.active.ActivReset", "src/resets/active.py has no ActivReset: it has ActiveReset."),
+        ("reset._target_=src.resets.active", "src.resets.active is no class: give MODULE.CLASS: it has ActiveReset."),
+        ("reset._target_=ActiveReset", "ActiveReset is no MODULE.CLASS, such as src.resets.active.ActiveReset."),
+        ("reset={_target_: builtins.object}", "object is no src.resets.base.Reset: let its class inherit from that."),
+        ("+experment=ddpo", "did you mean +experiment"),
+        ("+suite.nmae=1", "suite.nmae is not an option of suite: did you mean name"),
     ],
 )
 def test_what_yaml_would_let_through_fails_with_a_sentence(override, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")) as told:
+    with pytest.raises(UserError, match=re.escape(message)) as told:
         check(composed(override))
     assert "\n" not in str(told.value)

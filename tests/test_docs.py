@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from docs import generate
 from src.config import check
+from src.errors import UserError
 from src.overrides import MULTIRUN, fault_in, understood
 from tests.conftest import ROOT
 from tests.forked import call_forked
@@ -247,6 +248,12 @@ def test_what_the_guides_add_trains(guides):
     reset = importlib.import_module("src.resets.proportional").ProportionalReset(every=1, ratio=0.5)
     (row,) = fit(build(reward=reward, critic=new_critic(), reset=reset, regulariser=regulariser, lr=1e-4), 1, 4)
     assert row["regulariser/loss"] > 0 and 0 < row["reset/share"] < 1
+    shrunk = importlib.import_module("src.resets.shrink_perturb").ShrinkPerturbReset
+    finetuner = build(critic=new_critic(), reset=shrunk(every=1, shrink=0.0, perturb=0.0))
+    (row,) = fit(finetuner, 1, 4)
+    assert row["reset/share"] == 1 and not any(layer.weight.any() for layer in finetuner.critic.head.linears)
+    with pytest.raises(UserError, match=r"ShrinkPerturbReset has no select, by which LoRA's ranks are reset"):
+        shrunk(where="both")
 
 
 def test_the_commands_that_help_shows():

@@ -45,9 +45,14 @@ COMMANDS = {
     "nothing to resume": (["resume="], "resume=: no run there"),
     "no such option": (["reset=foo"], "there is no conf/reset/foo.yaml: choose from active, dormant, full, none"),
     "an unknown budget": (["budget=stduy"], "budget=stduy is not one of suite=mini: default, study."),
-    "a group as null": (["logger=null"], "logger=null: choose from none, tensorboard, wandb, or leave it out."),
+    "a group as null": (["logger=null"], "logger=null: choose from none, tensorboard, wandb, or leave it out for"),
     "a group as a number": (["reset=3"], "an override chooses something of a group"),
-    "an option of nothing": (["reward_training.max_epochs=3"], "needs one of +experiment=train_reward_*"),
+    "an option of nothing": (["reward_training.max_epochs=3"], "not chosen: it needs +experiment=train_reward_hps."),
+    "a misspelt key": (["iteratons=3"], "iteratons is not a key of the configuration: did you mean iterations?"),
+    "a misspelt option, swept": (["-m", "reset.ratoi=0.1,0.2"], "reset.ratoi is not an option of reset=none: did you"),
+    "an option of one arm": (["-m", "prompts=simple_animals,file", "prompts.path=x"], "by a command each, into one"),
+    "no critic": (["critic=null"], "for no critic choose an algorithm that has none, such as +experiment=ddpo."),
+    "no critic by name": (["critic=none"], "for no critic choose an algorithm that has none"),
     "a key taken away": (["~seed"], "seed is missing: a run needs it, so leave out ~seed."),
     "a component taken away": (["~evaluation"], "evaluation is missing: give evaluation=VALUE."),
     "a component without a name": (["+debug=tiny", "~evaluation"], "which says what it is; a run needs it"),
@@ -57,7 +62,7 @@ COMMANDS = {
     "no tower": (["suite.tower=null"], "suite.tower=null: it takes something other than null."),
     "a reward as null": (["suite.rewards.hps=null"], "hps=None has no _target_, which says what it is; or leave"),
     "a callback as a number": (["callbacks.watch=5"], "callbacks.watch=5 has no _target_"),
-    "a module that is none": (["optimizer._target_=torch.optim.Foo"], "torch.optim.Foo cannot be imported (Error"),
+    "a module that is none": (["optimizer._target_=torch.optim.Foo"], "optimizer._target_: torch.optim has no Foo"),
     "a name with a slash": (["name=a/b"], "name='a/b' cannot name folders and W&B's tags: it holds a /."),
     "a long name": ([f"name={'a' * 70}"], "it is longer than 64 bytes."),
     "a group of one": (["samples_per_iteration=1"], "samples_per_iteration=1: DDPO compares samples, and of one"),
@@ -75,6 +80,7 @@ COMMANDS = {
 def test_a_command_that_cannot_be_is_told_in_one_sentence(case, tmp_path, capfd, monkeypatch):
     overrides, message = COMMANDS[case]
     place = [] if any("run_dir" in override for override in overrides) else [f"run_dir={tmp_path / 'new'}"]
+    place += [f"hydra.sweep.dir={tmp_path / 'sweep'}"] if "-m" in overrides else []
     code, err = run_in_process(["+experiment=ddpo_hps", "logger.mode=disabled", *place, *overrides], capfd, monkeypatch)
     assert code == 2 and err.startswith("error: ") and message in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "new").exists()
@@ -96,6 +102,16 @@ def test_what_is_told_to_be_typed_is_what_was_meant(value):
     (argument,) = shlex.split(written("run_dir", value))
     parsed = OverridesParser.create().parse_override(argument)
     assert not parsed.is_sweep_override() and str(parsed.value()) == value
+
+
+def test_a_trial_is_short_wherever_it_is_written():
+    assert understood(["+debug=tiny", "+study=critic", "-m", "seed=1"]) == [
+        "-m",
+        "+study=critic",
+        "seed=1",
+        "+debug=tiny",
+    ]
+    assert composed(*understood(["+debug=tiny", "+study=critic"])).iterations == 2
 
 
 def test_no_callbacks():

@@ -122,9 +122,10 @@ def test_a_run_warns_once_and_draws_its_labels(tmp_path):
     file.write_text("\n".join(prompts), encoding="utf-8")
     done = run_forked(*TINY, "iterations=1", "prompts=file", f"prompts.path={file}", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
-    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
+    warning, unmet = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
     assert warning.startswith(
         "warning: of 4 prompts, the policy cuts 1 at 16 tokens, hps cuts 1 at 16 tokens, pickscore"
     )
+    assert unmet.startswith("warning: no reset fell due: reset.every=10, iterations=1;")
     grid = Image.open(folder / "samples/00000.png")
     assert inked(grid, 0, grid.height - LINE, grid.width, grid.height)  # the note on letters that are spelt

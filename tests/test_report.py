@@ -331,6 +331,17 @@ def test_treatments_are_named_by_what_tells_them_apart(tmp_path):
     assert {name: len(part) for name, part in found.items()} == dict.fromkeys(cells, 2)
 
 
+def test_a_choice_has_the_name_of_the_command_line(tmp_path):
+    for name in ("none", "full"):
+        file = make_run(tmp_path / name, [0, 1], [0, 1]) / "config.yaml"
+        target = {"_target_": f"src.resets.{name}.{'NoReset' if name == 'none' else 'FullReset'}"}
+        own = {"shrink": 0.3} if name == "full" else {}
+        OmegaConf.save(OmegaConf.merge(OmegaConf.load(file), {"reset": target | own}), file)
+    runs = find_runs([str(tmp_path)])
+    assert list(treatments(runs)) == ["hps, reset=full", "hps, reset=none"]
+    assert [run.label for run in runs] == ["reset=full, shrink=0.3", "reset=none"]
+
+
 def test_folders_without_runs_are_told(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         find_runs([str(tmp_path)])

@@ -4,13 +4,16 @@ import torch
 from src.critic.base import Head
 from src.errors import UserError
 from src.ranks import Ranks
+from src.regularisers.kl_loss import KLLoss
 from src.resets.active import ActiveReset
 from src.resets.dormant import DormantReset
 from src.resets.full import FullReset
 from src.resets.lora import LoraNeurons
 from src.resets.none import NoReset
 from src.resets.ops import Reinit, even_states, magnitudes, neuron_scores, overlap, probe_states, top_share
+from src.resets.phase import ResetPhase
 from src.resets.random import RandomReset
+from tests.test_finetuner import new_critic
 from tests.test_policy import make_policy, perturb
 
 SCORES = [torch.tensor([0.0, 0.5, 2.5, 1.0]), torch.tensor([0.0, 2.0, 1.0])]
@@ -287,3 +290,19 @@ def test_what_cannot_be_reset_is_told():
     with pytest.raises(UserError, match="choose policy=lora"):
         LoraNeurons(make_policy(finetune="full"), microbatch=4)
     assert not ActiveReset(where="policy").needs_critic and not NoReset(where="both").needs_lora
+
+
+def test_what_never_fell_due_is_told():
+    policy, critic = make_policy(num_steps=2, lora_rank=4, lora_targets=["conv1", "to_q"]), new_critic()
+    phase = lambda strategy: ResetPhase(strategy, critic, policy, 4, 0, 64, False)  # noqa: E731
+    assert "reset.every=10, iterations=2; with reset.every=1" in phase(ActiveReset()).unmet(2)
+    assert "reset.every=10, iterations=2" in phase(ActiveReset(where="policy")).unmet(2)
+    rare = phase(ActiveReset(every=1, trigger="neurons/dormant_0", level=0.9))
+    assert "reset.trigger=neurons/dormant_0 was not above reset.level=0.9" in rare.unmet(2)
+    nobody = phase(DormantReset(every=1))
+    nobody.last_masks = [torch.zeros(64, dtype=torch.bool)]
+    assert "the last reset took nobody: by reset.threshold=0.0 and reset.ratio=1.0" in nobody.unmet(2)
+    nobody.last_masks[0][3] = True
+    assert nobody.unmet(2) is None and phase(NoReset()).unmet(2) is None
+    assert "regulariser.move_every=5, iterations=2" in KLLoss(beta=1.0, move_every=5).unmet(2)
+    assert KLLoss(beta=1.0, move_every=5).unmet(5) is None and KLLoss(beta=1.0).unmet(5) is None

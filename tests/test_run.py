@@ -77,7 +77,7 @@ BAD = {
     "wrong type": (["iterations=many"], "many"),
     "ratio outside [0, 1]": (["reset.ratio=1.5"], "outside [0, 1]"),
     "unknown experiment": (["+experiment=nothing"], "nothing"),
-    "reset without critic": (["+experiment=ddpo_hps", "reset=active"], "needs a critic"),
+    "reset without critic": (["+experiment=ddpo_hps", "reset=active"], "reset=active needs a critic"),
     "missing weights": (["suite.base=/nowhere"], "/nowhere"),
     "batches do not divide": (["samples_per_prompt=5"], "not a multiple"),
     "nothing to resume": (["resume=/nowhere"], "/nowhere"),

@@ -58,9 +58,14 @@ class Head(nn.Module):
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
         self.initial, self.initial_width = initial, initial_width or inputs
         with torch.no_grad():
-            for layer in self.layers:
-                self.draw(layer.weight)  # type: ignore[arg-type]
-                layer.bias.zero_()  # type: ignore[operator]
+            for layer in self.linears:
+                self.draw(layer.weight)
+                layer.bias.zero_()
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers in order: those of the hidden neurons `[out, in]`, then the one that gives the value `[1, in]`."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def draw(self, weight: Float[Tensor, "out n"], generator: torch.Generator | None = None) -> None:
         """Draws a layer's weights from their initial distribution, in place."""

@@ -90,10 +90,16 @@ GLOSSARY: dict[str, Entry] = {
     "reset/lora_overlap": Entry("share", "ranks reset now and last time, of those reset in either (Jaccard index)"),
     "reset/share/layer_<k>": Entry("share", "of the k-th hidden layer, where a reset was made"),
     "reset/overlap": Entry("share", "neurons reset now and last time, of those reset in either (Jaccard index)"),
-    "reset/explained_variance_before": Entry("share", "of the critic on the iteration's samples, before the reset"),
-    "reset/explained_variance_after": Entry("share", "the same after it"),
+    "reset/explained_variance_before": Entry(
+        "share",
+        "of the critic before the reset, on the iteration's samples after the update that was fitted to them: higher "
+        "than critic/explained_variance, which is of fresh samples",
+    ),
+    "reset/explained_variance_after": Entry("share", "the same after the reset"),
     "reset/recovery": Entry(
-        "iterations", "from the last reset until critic/explained_variance was back where it was, once it is"
+        "iterations",
+        "from the last reset until critic/explained_variance is at least what it was in the reset's iteration, once it "
+        "is; each reset counts anew, so that with reset.every=1 it is 1 or missing",
     ),
     "eval/<reward>/mean": Entry("reward", "raw reward on the evaluation prompts and seeds"),
     "eval/<reward>/std": Entry("reward", "its population standard deviation over pictures"),

@@ -58,6 +58,10 @@ class Regulariser:
         """
         return {}
 
+    def unmet(self, iterations: int) -> str | None:
+        """Why something that it was to do at times has not been done in so many iterations of a run, if so."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {}

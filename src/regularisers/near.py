@@ -59,6 +59,14 @@ class NearReference(Regulariser):
             self.moved_at = iteration
         return {"regulariser/beta": used, "regulariser/moved": float(moved)}
 
+    def unmet(self, iterations: int) -> str | None:
+        if self.move_every is None or self.moved_at or iterations >= self.move_every:
+            return None
+        return (
+            f"the reference has not moved: regulariser.move_every={self.move_every}, iterations={iterations}; "
+            "with regulariser.move_every=1 it moves after every iteration."
+        )
+
     def state_dict(self) -> dict[str, Any]:
         return {"beta": self.beta, "moved_at": self.moved_at}
 

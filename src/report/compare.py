@@ -46,6 +46,26 @@ def arms_of(runs: Sequence[Run], where: str) -> tuple[dict[str, list[Run]], dict
     return arms, controls
 
 
+def named(given: str, arms: Sequence[str] | dict[str, list[Run]]) -> str:
+    """The arm of this name, or the one whose name has these parts, such as reset=none. Raises UserError otherwise."""
+    parts = {part.strip() for part in given.split(",")}
+    found = [given] if given in arms else [arm for arm in arms if parts <= set(arm.split(", "))]
+    if len(found) != 1:
+        several = "fits several of" if found else "is none of"
+        raise UserError(f"--against={given} {several} the arms: {'; '.join(found or arms)}.")
+    return found[0]
+
+
+def unreached(runs: Sequence[Run], levels: Sequence[float]) -> list[str]:
+    """Of each level that no run's trained reward reaches, that it is so, and how high they came."""
+    highest = max(max(run.series(f"eval/{run.trained}/gain")) for run in runs)
+    return [
+        f"no run reaches {level:+g}: nothing to read there (highest: {highest:+.2f})"
+        for level in levels
+        if highest < level
+    ]
+
+
 def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None) -> dict[str, pd.DataFrame]:
     """Means of each arm and, of a baseline, differences from it; outcomes that no run has are left out."""
     at_equal_reward = [f"{name}_at_{level:g}" for level in levels for name in ("gold", "cross")]
@@ -71,14 +91,15 @@ def main() -> None:
     args = parser.parse_args()
     with told_in_one_sentence():
         arms, controls = arms_of(only_finished(find_runs(args.runs)), " ".join(args.runs))
-        if args.against is not None and args.against not in arms:
-            raise UserError(f"--against={args.against} is none of the arms: {'; '.join(arms)}.")
+        args.against = args.against and named(args.against, arms)
         rows = [table(runs, lambda _, name=name: name, args.at) for name, runs in arms.items()]  # type: ignore[misc]
         folder = user_path(args.runs[0])
         found = pd.concat(rows, ignore_index=True)
         write_tables(folder, found, tables_of(found, args.at, args.against))
         trained = str(next(iter(arms.values()))[0].trained)
         panels, drawn = proxy_and_gold(trained, args.x), [run for runs in arms.values() for run in runs]
+        for told in unreached(drawn, args.at):
+            print(told)
         if args.x != "reward_queries":
             lay_out(drawn, args.x)
         elif len({run.layout for run in drawn}) > 1:  # of others' checkpoints queries are unknown

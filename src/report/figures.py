@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from src.metrics.fits import Fit, fit_reward
 from src.metrics.intervals import t_quantile
+from src.overrides import choice_of
 from src.report.runs import CHOICES_OF_CONTROLS, Axis, Run, differences
 
 # Okabe and Ito's palette: told apart by colour-blind readers too
@@ -262,7 +263,10 @@ def _names(configs: list[dict[str, Any]], keys: list[str]) -> list[str]:
     """Different configurations by as few of these keys as tell them apart: their kinds, then what varies within one."""
     kinds = [key for key in keys if key.endswith("._target_")]
     names = [
-        [config["train_reward"] or "not known", *(str(config.get(key)).rsplit(".", 1)[-1] for key in kinds)]
+        [
+            config["train_reward"] or "not known",
+            *(choice_of(key.rsplit(".", 1)[0], str(config.get(key))) for key in kinds),
+        ]
         for config in configs
     ]
     for key in sorted((key for key in keys if key not in kinds), key=lambda key: key.startswith(UNSAID)):

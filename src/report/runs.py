@@ -12,6 +12,7 @@ from typing import Any
 from src.config import default_of, default_values
 from src.errors import UserError
 from src.files import read_json, read_rows, user_path
+from src.overrides import choice_of
 from src.progress import track
 from src.runs.folder import read_config
 
@@ -294,9 +295,15 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
         print(f"left out: {fault}", file=sys.stderr)
     differing = differences(runs)
     for run in runs:
-        parts = [f"{key.split('.')[-1]}={run.value(key)}" for key in differing[:4]]
+        parts = [_told(run, key) for key in differing[:4] if run.value(key) is not None or key in run._flat]
         run.label = ", ".join(parts) or run.folder.name
     return runs
+
+
+def _told(run: Run, key: str) -> str:
+    """A key's value as the command line says it: reset=none."""
+    place, _, option = key.rpartition(".")
+    return choice_of(place, str(run.value(key))) if option == "_target_" else f"{option}={run.value(key)}"
 
 
 def lay_out(runs: Iterable[Run], x: str | None) -> None:

@@ -61,6 +61,11 @@ class Reset:
             raise UserError(
                 f"reset.where={where}: LoRA's ranks are scored by activation; choose reset.score=activation."
             )
+        if self.selects and where != "critic" and type(self).select is Reset.select:
+            raise UserError(
+                f"reset.where={where}: {type(self).__name__} has no select, by which LoRA's ranks are reset: choose "
+                "reset.where=critic."
+            )
         self.trigger, self.level, self.side, self.where, self.noise = trigger, level, side, where, noise
         self.reinit = Reinit(outgoing, step_counter)
 
@@ -92,13 +97,22 @@ class Reset:
         return torch.ones_like(scores, dtype=torch.bool) if self.threshold is None else scores > self.threshold
 
     def select(self, scores: Scores, generator: torch.Generator) -> Mask:
-        """The neurons of one layer to reset."""
+        """The neurons of one layer to reset; of a LoRA, where `where` says so, the ranks of one adapter."""
         return torch.zeros_like(scores, dtype=torch.bool)
 
     def apply(
         self, head: Head, scores: list[Scores], optimizer: torch.optim.Optimizer, generator: torch.Generator
     ) -> list[Mask]:
-        """Resets the selected neurons in place and returns the masks."""
+        """Resets the selected neurons of the critic in place; no gradient is recorded.
+
+        Args:
+            head: the critic's; its `linears` are the hidden layers and the output layer.
+            scores: of the hidden neurons, layer by layer.
+            optimizer: the critic's; what it remembers of weights drawn anew should be forgotten (`ops.Reinit`).
+            generator: the only source of what is drawn (`head.draw`); a function of seed and iteration.
+
+        Returns the mask of each hidden layer: who was reset, for reset/share, reset/overlap and the like.
+        """
         masks = [self.select(layer, generator) for layer in scores]
         self.reinit(head, masks, optimizer, generator)
         return masks

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.critic.base import Head
 
@@ -86,7 +86,7 @@ class Reinit:
         self, head: Head, masks: list[Mask], optimizer: torch.optim.Optimizer, generator: torch.Generator
     ) -> None:
         """Re-initialises the masked hidden neurons of `head` and forgets the optimizer's moments of their weights."""
-        layers: list[nn.Linear] = list(head.layers)  # type: ignore[arg-type]
+        layers = head.linears
         nobody = torch.zeros(1, dtype=torch.bool, device=layers[-1].weight.device)
         for k, layer in enumerate(layers):
             before = masks[k - 1] if k > 0 else torch.zeros_like(layer.weight[0], dtype=torch.bool)
@@ -116,8 +116,8 @@ class Reinit:
 @torch.no_grad()
 def reinit_all(head: Head, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
     """The head and its optimizer as on the first day, output layer included."""
-    for layer in head.layers:
-        head.draw(layer.weight, generator)  # type: ignore[arg-type]
-        layer.bias.zero_()  # type: ignore[operator]
+    for layer in head.linears:
+        head.draw(layer.weight, generator)
+        layer.bias.zero_()
         for parameter in (layer.weight, layer.bias):
-            optimizer.state.pop(parameter, None)  # type: ignore[arg-type]
+            optimizer.state.pop(parameter, None)

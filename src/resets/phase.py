@@ -9,6 +9,7 @@ from torch import Tensor
 from src.critic.base import Critic
 from src.errors import UserError
 from src.metrics.training import explained_variance, neuron_metrics, reset_metrics
+from src.overrides import choice_of
 from src.policy.diffusion import DiffusionPolicy
 from src.ranks import Ranks
 from src.resets.base import Reset
@@ -46,9 +47,10 @@ class ResetPhase:
         scattered: bool,
     ):
         if critic is None and strategy.needs_critic:
+            kind = type(strategy)
+            chosen = choice_of("reset", f"{kind.__module__}.{kind.__name__}")
             raise UserError(
-                f"reset={type(strategy).__name__} needs a critic and this algorithm has none: "
-                "choose reset=none or algorithm=tdpo."
+                f"{chosen} needs a critic and this algorithm has none: choose reset=none or algorithm=tdpo."
             )
         if critic is None and strategy.needs_lora and (strategy.trigger or "").startswith(("critic/", "neurons/")):
             raise UserError(
@@ -94,6 +96,29 @@ class ResetPhase:
             return {}
         since, self.recovering = self.recovering[0], None
         return {"reset/recovery": float(iteration - since)}
+
+    def unmet(self, iterations: int) -> str | None:
+        """Why none of so many iterations of a run has reset anybody; None where one did, or none was to."""
+        strategy = self.strategy
+        made = [masks for masks in (self.last_masks, self.last_lora_masks) if masks is not None]
+        if not strategy.selects or any(mask.any() for masks in made for mask in masks):
+            return None
+        if made:
+            return (
+                f"the last reset took nobody: by reset.threshold={strategy.threshold} and "
+                f"reset.ratio={strategy.ratio} no neuron was to be reset."
+            )
+        if strategy.trigger is None and strategy.every <= iterations:
+            return None  # a strategy with a `due` of its own, or a run of an earlier version
+        if strategy.every > iterations:
+            return (
+                f"no reset fell due: reset.every={strategy.every}, iterations={iterations}; "
+                "with reset.every=1 every iteration ends in one."
+            )
+        return (
+            f"no reset fell due: reset.trigger={strategy.trigger} was not {strategy.side} reset.level={strategy.level} "
+            f"at any iteration that reset.every={strategy.every} names."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: who was reset last, and what recovers from it."""
@@ -142,7 +167,8 @@ class ResetPhase:
     ) -> Metrics:
         assert self.critic is not None and credit.returns is not None
         before = explained_variance(self.critic.values(features, ranks), credit.returns)
-        masks = self.strategy.apply(self.critic.head, scores[self.strategy.score], optimizer, rng)
+        with torch.no_grad():
+            masks = self.strategy.apply(self.critic.head, scores[self.strategy.score], optimizer, rng)
         after = explained_variance(self.critic.values(features, ranks), credit.returns)
         metrics, self.last_masks = reset_metrics(masks, self.last_masks), masks
         told = {"reset/explained_variance_before": before, "reset/explained_variance_after": after}

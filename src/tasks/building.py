@@ -22,6 +22,7 @@ from src.config import options_of
 from src.errors import UserError, first_line
 from src.finetuner import RewardFinetuner
 from src.loggers.jsonl import JsonlLogger
+from src.overrides import choice_of
 from src.ranks import process_rank
 from src.regularisers.base import Regulariser
 from src.rewards.base import RewardModel
@@ -69,7 +70,7 @@ def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, Rew
 def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
     """Raises UserError where algorithm, regulariser and prompts do not go together."""
     name, chosen = type(algorithm).__name__, get_object(cfg["regulariser"]["_target_"])
-    regulariser = chosen.__name__
+    regulariser = choice_of("regulariser", cfg["regulariser"]["_target_"])
     if algorithm.uses_returns and cfg["samples_per_iteration"] < 2:
         raise UserError(
             f"samples_per_iteration=1: {name} compares samples, and of one that is compared with itself nothing can be "
@@ -82,17 +83,17 @@ def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
         )
     if algorithm.own_kl and chosen.needs_reference:
         raise UserError(
-            f"regulariser: {name} has a KL of its own, {algorithm.own_kl}, and {regulariser} would add another: choose "
+            f"{regulariser}: {name} has a KL of its own, {algorithm.own_kl}, and this would add another: choose "
             "regulariser=none or ema."
         )
     if chosen.needs_returns and not algorithm.uses_returns:
         raise UserError(
-            f"regulariser: {regulariser} takes its part of what a step is worth, and {name} follows the reward's "
+            f"{regulariser} takes its part of what a step is worth, and {name} follows the reward's "
             "gradient: choose regulariser=kl_loss."
         )
     if chosen.needs_credit and not algorithm.weighs_rows:
         raise UserError(
-            f"regulariser: {regulariser} weighs what a sample is worth, and {name} does not go by that: choose "
+            f"{regulariser} weighs what a sample is worth, and {name} does not go by that: choose "
             "regulariser=kl_loss, or an algorithm such as grpo."
         )
 
@@ -130,10 +131,10 @@ def build_loggers(cfg: dict[str, Any], folder: Path, resumed_at: int) -> list[Lo
 
 def reset_tags(cfg: dict[str, Any]) -> list[str]:
     """What a run resets, and how much of it: reset=active, reset.ratio=0.5."""
-    name = cfg["reset"]["_target_"].rsplit(".", 1)[-1].removesuffix("Reset").lower()
-    if cfg["task"] != "finetune" or name == "no":
+    chosen = choice_of("reset", cfg["reset"]["_target_"])
+    if cfg["task"] != "finetune" or chosen == "reset=none":
         return []
-    return [f"reset={name}"] + ([f"reset.ratio={cfg['reset']['ratio']}"] if name != "full" else [])
+    return [chosen] + ([f"reset.ratio={cfg['reset'].get('ratio', 1.0)}"] if chosen != "reset=full" else [])
 
 
 def build_callback(options: dict[str, Any], folder: Path) -> lightning.Callback:

@@ -1,5 +1,6 @@
 """Fine-tunes a policy on a reward: builds the run from its configuration, begins it or goes on, and sums it up."""
 
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,6 +86,9 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     summary = summarise(folder, finetuner, evaluation, watches, cfg["name"], seconds, before)
     for watch in watches:
         print(f"watch: {watch.sentence()}")
+    for part in (finetuner.reset, finetuner.regulariser):
+        if unmet := part.unmet(finetuner.iteration):
+            print(f"warning: {unmet}", file=sys.stderr)
     print(f"pictures: {folder / 'samples'}   metrics: {folder / 'metrics.jsonl'}   weights: {weights}")
     print(f"report: {write_report(find_runs([str(folder)]), folder / 'report.html')}")
     tell_where_to_look(trainer.loggers)
