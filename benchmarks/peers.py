@@ -119,7 +119,7 @@ def in_turns(python: Path, rounds: int, iterations: int, overrides: list[str]) -
             ("trl", [str(python), script, "--worker", "trl"]),
         ):
             asked = [*command, "--iterations", str(iterations)]
-            done = subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8")
             seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {name: [statistics.median(each) for each in known] for name, known in seconds.items()}
     ratios = [theirs / ours for ours, theirs in zip(*medians.values(), strict=True)]

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 compose_faster()
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, and processes that are started would inherit it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 LONG = (

@@ -167,7 +167,7 @@ def test_a_series_of_trls_trainer(tmp_path, capsys):
     assert (tmp_path / "run/report_series.csv").read_text().count("\n") == 5
     (run,) = find_runs([str(tmp_path / "run")])
     told = headline(run)
-    assert told.startswith("By checkpoint 10 the trained reward (hps) ") and "base sd; gold" in told
+    assert told.startswith("By checkpoint 10 the trained reward (hps) ") and "; gold peaked at checkpoint 0 (" in told
     page = (tmp_path / "run/report.html").read_text()
     assert "number of the checkpoint" in page and told in page and "reward queries [images]" not in page
 

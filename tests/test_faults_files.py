@@ -382,7 +382,7 @@ def test_a_report_with_a_picture_cut_short(tmp_path):
     picture = run / "samples/00010.png"
     picture.write_bytes(picture.read_bytes()[:60])
     page = write_report(find_runs([str(run)]), tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "before training: hps" in page and "640 queries: hps" not in page
+    assert ">before training<" in page and "640 queries: hps" not in page
 
 
 def test_a_report_of_a_run_without_a_watch(tmp_path):
