@@ -36,16 +36,21 @@ def train_rows(policy: DiffusionPolicy, rows: int) -> None:
 def flops_a_row(policy: DiffusionPolicy) -> int:
     """Of one trained row: guided forward and its backward, without what checkpointing computes again."""
     policy.encode_prompts(["", "a cat"])  # cached; without content they must not be
+    return flops_of(policy, lambda: train_rows(policy, 1))
+
+
+def flops_of(policy: DiffusionPolicy, phase: Callable[[], object]) -> int:
+    """Of a phase, without what checkpointing computes again."""
     checkpointing = policy.network.is_gradient_checkpointing
     policy.network.disable_gradient_checkpointing()
     try:
-        return flops_of(lambda: train_rows(policy, 1))
+        return _flops(phase)
     finally:
         if checkpointing:
             policy.network.enable_gradient_checkpointing()
 
 
-def flops_of(phase: Callable[[], object]) -> int:
+def _flops(phase: Callable[[], object]) -> int:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.compiler.set_stance("force_eager"),
@@ -64,31 +69,41 @@ class Phase(NamedTuple):
     an_iteration: int = 0  # rows of an iteration; 0: in evaluations alone
 
 
-def estimated_arithmetic(cfg: dict[str, Any]) -> dict[str, float]:
-    """PFLOP of an iteration of the configuration, whose algorithm is a policy gradient, by phase.
+def rows_of(finetuner: RewardFinetuner, cfg: dict[str, Any]) -> int:
+    """(sample, timestep) rows trained on in an iteration."""
+    return cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
 
-    What gradient checkpointing computes again is left out.
-    """
+
+def estimated(cfg: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What a run of the configuration asks of a GPU, counted on the CPU: memory, and an iteration's arithmetic."""
     finetuner, rewards = build_finetuner(cfg)
     finetuner.policy.encode_prompts(["", "a cat"])
-    found = {
-        name: phase.an_iteration * flops_of(phase.run) / phase.rows
-        for name, phase in phases(finetuner, rewards, cfg).items()
-        if phase.an_iteration and name != "update"
+    return {
+        "gib_counted_not_measured": estimated_memory(finetuner, rewards, cfg),
+        "pflop_an_iteration": estimated_arithmetic(finetuner, rewards, cfg),
     }
-    rows = cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
-    found["update"] = rows * flops_a_row(finetuner.policy)
+
+
+def estimated_arithmetic(
+    finetuner: RewardFinetuner, rewards: dict[str, RewardModel], cfg: dict[str, Any]
+) -> dict[str, float]:
+    """PFLOP of an iteration of a policy gradient, by phase, without what gradient checkpointing computes again."""
+    found = {
+        name: phase.an_iteration * flops_of(finetuner.policy, phase.run) / phase.rows
+        for name, phase in phases(finetuner, rewards, cfg).items()
+        if phase.an_iteration
+    }
     return {key: float(f"{value / 1e15:.3g}") for key, value in (found | {"in all": sum(found.values())}).items()}
 
 
-def estimated_memory(cfg: dict[str, Any]) -> dict[str, float]:
-    """GiB that a run of the configuration asks of a GPU; counted on the CPU, in the types that a GPU computes in.
+def estimated_memory(
+    finetuner: RewardFinetuner, rewards: dict[str, RewardModel], cfg: dict[str, Any]
+) -> dict[str, float]:
+    """GiB, in the types that a GPU computes in.
 
     Left out: the CUDA context, cuDNN's workspaces, and what the allocator loses to fragmentation.
     """
-    finetuner, rewards = build_finetuner(cfg)
-    policy, trained = finetuner.policy, [p for p in finetuner.parameters() if p.requires_grad]
-    policy.encode_prompts(["", "a cat"])
+    trained = [p for p in finetuner.parameters() if p.requires_grad]
     kept = {
         "weights": bytes_of([finetuner, *rewards.values()]),
         "gradients and Adam's moments": 3 * sum(p.nbytes for p in trained),
@@ -129,7 +144,9 @@ def phases(finetuner: RewardFinetuner, rewards: dict[str, RewardModel], cfg: dic
         "decoding": Phase(lambda: policy.decode(torch.zeros(batch, *shape)), batch, samples),
         **{f"scoring by {name}": scoring(name, reward) for name, reward in rewards.items()},
         "critic's features": Phase(torch.no_grad()(features), seen, states),
-        "update": Phase(lambda: train_rows(policy, finetuner.microbatch), finetuner.microbatch),
+        "update": Phase(
+            lambda: train_rows(policy, finetuner.microbatch), finetuner.microbatch, rows_of(finetuner, cfg)
+        ),
     }
 
 

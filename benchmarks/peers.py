@@ -30,9 +30,9 @@ ANIMALS = ("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird")
 def our_seconds(iterations: int, overrides: list[str]) -> list[float]:
     """Of each iteration, with nothing around it: no evaluation, no logs, no checkpoints."""
     import lightning
-    from hydra import compose, initialize_config_dir
 
-    import src.config as config
+    from benchmarks.sd14 import composed
+    from src.config import check
     from src.prompts import PromptData
     from src.screen import quieten
     from src.tasks.building import build, build_finetuner
@@ -47,8 +47,7 @@ def our_seconds(iterations: int, overrides: list[str]) -> list[float]:
     quieten()
     chosen = [f"samples_per_iteration={PICTURES}", f"samples_per_prompt={PER_PROMPT}", f"num_steps={STEPS}"]
     chosen += [f"guidance={GUIDANCE}", f"optimizer.lr={RATE}", "train_reward=hps", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = config.check(compose("config", ["+experiment=ddpo", *chosen]))
+    cfg = check(composed(["+experiment=ddpo", *chosen]))
     finetuner, _ = build_finetuner(cfg)
     ends = Ends()
     trainer = build(cfg["trainer"], limit_train_batches=1 + iterations, logger=False, callbacks=[ends])

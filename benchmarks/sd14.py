@@ -28,7 +28,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import src.config  # noqa: F401  (registers the schema)
-from benchmarks.counted import GIB, estimated_arithmetic, estimated_memory, flops_a_row
+from benchmarks.counted import GIB, estimated, flops_a_row, rows_of
 from benchmarks.weights import write_weights
 from src.config import check
 from src.errors import UserError, told_in_one_sentence
@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
         result = heading(args, cfg)
         if args.estimate:
-            gib, pflop = estimated_memory(cfg), estimated_arithmetic(cfg)
-            return result | {"gib_counted_not_measured": gib, "pflop_an_iteration": pflop}
+            return result | estimated(cfg)
         return result | measured(cfg, args.iterations, wanted)
 
 
@@ -166,11 +165,6 @@ def figures(
         "trained_steps_per_second_of_update": rows / seconds["update"],
         "trained_steps_per_second": rows / total,
     }
-
-
-def rows_of(finetuner: RewardFinetuner, cfg: dict[str, Any]) -> int:
-    """(sample, timestep) rows trained on in an iteration."""
-    return cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
 
 
 def share(finetuner: RewardFinetuner, seconds: dict[str, float], cfg: dict[str, Any]) -> dict[str, float]:

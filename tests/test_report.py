@@ -15,6 +15,7 @@ from src.errors import UserError
 from src.report.figures import (
     COLOURS,
     GOLDEN,
+    colour_of,
     cross_reward_matrix,
     health_by_step,
     kl_frontier,
@@ -109,9 +110,9 @@ def test_the_report_says_what_was_run_and_how_near_the_watch_is(tmp_path):
         )
     (run,) = find_runs([str(folder)])
     assert setting(run) == (
-        "TDPO; ActiveReset every 10 iterations; suite=mini, full fine-tuning; 20 iterations of 64 pictures, 8 a "
-        "prompt; learning rate 7e-06, rising 10 times in 20 iterations; seed 0. Each evaluation: 4 pictures a training "
-        "prompt and 2 a held-out one."
+        "algorithm=tdpo; reset=active every 10 iterations; suite=mini, full fine-tuning; 20 iterations of 64 "
+        "pictures, 8 a prompt; learning rate 7e-06, rising 10 times in 20 iterations; seed 0. Each "
+        "evaluation: 4 pictures a training prompt and 2 a held-out one."
     )
     page = write_report([run], tmp_path / "report.html").read_text()
     assert setting(run) in page and "none; at 0.04 of 0.10" in page and "70% of it in the last" in page
@@ -208,7 +209,8 @@ def test_gold_is_golden_and_its_held_out_line_is_named():
     palette = places_in_palette(["hps", "pickscore", "gold", "aesthetic"])
     assert COLOURS[palette.pop("gold")] == GOLDEN
     assert len(set(palette.values())) == 3 and COLOURS.index(GOLDEN) not in palette.values()
-    assert len(set(places_in_palette([f"r{k}" for k in range(12)]).values())) == 12  # colours begin anew
+    many = places_in_palette([f"r{k}" for k in range(12)]).values()  # colours begin anew
+    assert len(set(many)) == 12 and not {colour_of(k) for k in many} & {colour_of(COLOURS.index(GOLDEN))}
 
 
 def test_an_axis_that_a_run_lacks_is_told_in_a_sentence(tmp_path):

@@ -89,7 +89,7 @@ def reward_curves(run: Run) -> go.Figure:
 def places_in_palette(names: list[str]) -> dict[str, int]:
     """Of each reward's colour: gold has a golden one, the others the rest in turn."""
     golden = COLOURS.index(GOLDEN)
-    others = [k for k in range(len(names) + 1) if k != golden]
+    others = [k for k in range(2 * len(names) + 1) if k % len(COLOURS) != golden]
     return {name: golden if name == JUDGE else others.pop(0) for name in names}
 
 

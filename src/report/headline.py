@@ -1,5 +1,6 @@
 """What became of a run, in a sentence or two of plain words."""
 
+from src.overrides import choice_of
 from src.report.runs import Row, Run, flat
 
 
@@ -98,13 +99,13 @@ def setting(run: Run) -> str:
     config = flat(run.config)
     if config.get("task", "finetune") != "finetune" or "algorithm._target_" not in config:
         return ""
-    parts = [_named(config["algorithm._target_"])]
-    reset = config.get("reset._target_", "NoReset")
-    if not reset.endswith("NoReset"):
-        parts.append(f"{_named(reset)} every {config['reset.every']} iterations")
-    regulariser = config.get("regulariser._target_", "NoRegulariser")
-    if not regulariser.endswith("NoRegulariser"):
-        parts.append(_named(regulariser))
+    parts = [choice_of("algorithm", config["algorithm._target_"])]
+    reset = choice_of("reset", config.get("reset._target_", ""))
+    if reset not in ("", "reset=none"):
+        parts.append(f"{reset} every {config['reset.every']} iterations")
+    regulariser = choice_of("regulariser", config.get("regulariser._target_", ""))
+    if regulariser not in ("", "regulariser=none"):
+        parts.append(regulariser)
     parts.append(f"suite={config['suite.name']}, {config['policy.finetune']} fine-tuning")
     each = f"{config['samples_per_iteration']} pictures, {config['samples_per_prompt']} a prompt"
     parts.append(f"{config['iterations']} iterations of {each}")
@@ -115,8 +116,3 @@ def setting(run: Run) -> str:
     looked = f"{config['evaluation.samples_per_prompt']} pictures a training prompt"
     looked += f" and {config['evaluation.held_out_samples_per_prompt']} a held-out one"
     return f"{'; '.join(parts)}. Each evaluation: {looked}."
-
-
-def _named(target: str) -> str:
-    """The class alone, which bears the method's name."""
-    return target.rsplit(".", 1)[-1]

@@ -163,7 +163,7 @@ def _one(run: Run) -> dict[str, Any]:
         ],
         "trained": run.trained,
         "series": _series_rows(run) if _is_series(run) else [],
-        "judge": next(iter(run.config["suite"].get("judges") or {}), "the other rewards"),
+        "judge": run.judge or figures.OTHERS,
         "hacks": _picture(hacks) if hacks.exists() else None,
         "config": sorted((key, value) for key, value in flat(run.config).items() if asked_by(run, key)),
     }
@@ -196,7 +196,8 @@ OF_TASKS = {  # keys that only some tasks ask
 
 def asked_by(run: Run, key: str) -> bool:
     """Whether the run's task asks this key, so that its value says something about the run."""
-    return run.config.get("task", "finetune") in OF_TASKS.get(key.split(".")[0], (run.config.get("task", "finetune"),))
+    task = run.config.get("task", "finetune")
+    return task in OF_TASKS.get(key.split(".")[0], (task,))
 
 
 def _notes(run: Run) -> list[str]:

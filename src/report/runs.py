@@ -123,6 +123,11 @@ class Run:
         return [*([self.trained] if self.trained else []), *others, *judges]
 
     @property
+    def judge(self) -> str | None:
+        """Name of the first judge, whose verdict is the truth; None in a suite without one."""
+        return next(iter(self.config["suite"].get("judges") or {}), None)
+
+    @property
     def others(self) -> list[str]:
         """Names of the rewards that neither are trained on nor part of what is, such as an ensemble's members."""
         rewards = self.config["suite"]["rewards"]

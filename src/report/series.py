@@ -30,7 +30,7 @@ class Weighed:
 
 def weighed(run: Run) -> list[Weighed]:
     """The base, then every evaluation of the run, in its order."""
-    told, judge = shipment(run), next(iter(run.config["suite"].get("judges") or {}), "")
+    told = shipment(run)
     rows = []
     for k, row in enumerate(run.evaluations):
         gains = [row[key] for name in run.others if (key := f"eval/{name}/gain") in row]
@@ -39,7 +39,7 @@ def weighed(run: Run) -> list[Weighed]:
                 name="the base" if k == 0 else run.told(k).removeprefix("at "),
                 trained=row.get(f"eval/{run.trained}/gain", math.nan),
                 others=sum(gains) / len(gains) if gains else math.nan,
-                judge=row.get(f"eval/{judge}/gain", math.nan),
+                judge=row.get(f"eval/{run.judge}/gain", math.nan),
                 kl=row.get("kl/trajectory", math.nan),
                 diversity=row.get("pictures/vendi", math.nan),
                 kept=told is not None and told.index == k,
@@ -50,11 +50,10 @@ def weighed(run: Run) -> list[Weighed]:
 
 def columns_of(run: Run, rows: Sequence[Weighed]) -> dict[str, list[str]]:
     """The table's columns by title, those left out that no row has a figure for."""
-    judge = next(iter(run.config["suite"].get("judges") or {}), "")
     figures = {
         f"{run.trained} (trained)": ([row.trained for row in rows], "{:+.2f}"),
         "mean of the others" if run.trained else "mean of the rewards": ([row.others for row in rows], "{:+.2f}"),
-        judge: ([row.judge for row in rows], "{:+.2f}"),
+        run.judge or "": ([row.judge for row in rows], "{:+.2f}"),
         "KL [nats]": ([row.kl for row in rows], "{:,.1f}"),
         "Vendi score": ([row.diversity for row in rows], "{:.2f}"),
     }
