@@ -309,9 +309,12 @@ def test_an_option_younger_than_a_run_sets_no_runs_apart(tmp_path):
     for seed, reset in enumerate(({"ratio": 1.0}, {})):
         path = make_run(tmp_path / f"{seed}", [0, 1], [0, 1], seed=seed) / "config.yaml"
         config = OmegaConf.load(path)
-        OmegaConf.save(OmegaConf.merge(config, {"reset": {"_target_": "src.resets.none.NoReset"} | reset}), path)
+        suite = {"lr": {"full": {"gradient": 2e-5}}} if seed else {}
+        reset = {"_target_": "src.resets.none.NoReset"} | reset
+        OmegaConf.save(OmegaConf.merge(config, {"reset": reset, "suite": suite}), path)
         if seed:
             path.write_text("threads: 2\nmax_grad_norm: 1.0\n" + path.read_text())
+            path.write_text("regulariser:\n  _target_: src.regularisers.none.NoRegulariser\n" + path.read_text())
     assert differences(find_runs([str(tmp_path)])) == ["seed"]
 
 

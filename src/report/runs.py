@@ -361,7 +361,7 @@ def _younger(config: dict[str, Any], key: str) -> Any:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return default_values()
+    return flat(default_values())  # a whole group, such as regulariser, may be younger than the run
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -376,7 +376,16 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: list[Run], begin: tuple[str, ...] = ("",)) -> list[str]:
-    """Keys that are not the same in all runs, of those that begin with one of these."""
+    """Keys that are not the same in all runs, of those that begin with one of these.
+
+    A suite's word on its base counts only in runs that are no older than it.
+    """
     configs = [flat({k: v for k, v in run.config.items() if k not in IGNORED}) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config if key.startswith(begin))
-    return [key for key in keys if len({json.dumps(run.value(key), default=str) for run in runs}) > 1]
+    told = {key: [run for run, c in zip(runs, configs, strict=True) if key in c or not describes(key)] for key in keys}
+    return [key for key in keys if len({json.dumps(run.value(key), default=str) for run in told[key]}) > 1]
+
+
+def describes(key: str) -> bool:
+    """Whether it is a suite's word on its base, which acts only through other keys that take their value from it."""
+    return key.startswith("suite.") and not key.startswith(("suite.rewards.", "suite.judges.", "suite.tower."))

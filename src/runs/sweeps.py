@@ -35,7 +35,7 @@ from rich.table import Table
 from src.config import Task, check, default_of, default_values
 from src.errors import UserError, sentence_of
 from src.files import make_folder, read_json, user_path, write_json, write_text
-from src.report.runs import IGNORED, find_runs, flat
+from src.report.runs import IGNORED, describes, find_runs, flat
 from src.runs.folder import LOCK, read_config
 from src.runs.launched import is_one_process
 from src.runs.resuming import now_sweeping
@@ -285,18 +285,13 @@ def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
     there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
     for key in sorted(there | here):
         younger = key not in there  # than the run: fine where it is as it was before there was one, or only described
-        if younger and (here[key] == default_of(wanted, key) or _describes(key)):
+        if younger and (here[key] == default_of(wanted, key) or describes(key)):
             continue
         if there.get(key) != here.get(key):
             raise UserError(
                 f"{folder} holds a run of another configuration ({key} was {there.get(key)}, is {here.get(key)} now): "
                 "move it away, or name another hydra.sweep.dir."
             )
-
-
-def _describes(key: str) -> bool:
-    """Whether it is a suite's word on its base, which acts only through other keys that take their value from it."""
-    return key.startswith("suite.") and not key.startswith(("suite.rewards.", "suite.judges.", "suite.tower."))
 
 
 def _objective(folder: Path, key: str | None) -> float:
