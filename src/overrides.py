@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 
 CONF = Path(__file__).parent.parent / "conf"
 MULTIRUN = ("-m", "--multirun")
+SHOWN = ("-c", "--cfg")
 LISTS, PATHS = (
     ("scale", "aig", "steps", "code.n", "das.particles", "das.alpha"),
     ("weights",),
@@ -40,6 +41,10 @@ def fault_in(arguments: Sequence[str]) -> str | None:
             shown = argument.encode("ascii", "backslashreplace").decode()
             return f"{shown} cannot be read in this locale: set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
         key, _, value = argument.lstrip("+").partition("=")
+        if key == "resume" and value != "null" and any(other in SHOWN for other in arguments):
+            return f"{argument} goes on with the configuration that is in the run's folder: read its config.yaml."
+        if argument in MULTIRUN and (shown := [other for other in arguments if other in SHOWN]):
+            return f"{argument} and {shown[0]} exclude each other: drop {argument}, and give every key one value."
         if value == "null" and key != "callbacks" and (options := options_of(key)):
             without = f"; {FOR_NONE[key]}" if key in FOR_NONE else ", or leave it out for the default"
             return f"{argument}: choose from {', '.join(options)}{without}."

@@ -50,6 +50,8 @@ COMMANDS = {
     "an option of nothing": (["reward_training.max_epochs=3"], "not chosen: it needs +experiment=train_reward_hps."),
     "a misspelt key": (["iteratons=3"], "iteratons is not a key of the configuration: did you mean iterations?"),
     "a misspelt option, swept": (["-m", "reset.ratoi=0.1,0.2"], "reset.ratoi is not an option of reset=none: did you"),
+    "a sweep, to be shown": (["-m", "seed=0,1", "--cfg", "job"], "-m and --cfg exclude each other: drop -m, and give"),
+    "a resumed run, to be shown": (["resume=last", "--cfg", "job"], "resume=last goes on with the configuration that"),
     "an option of one arm": (["-m", "prompts=simple_animals,file", "prompts.path=x"], "by a command each, into one"),
     "no critic": (["critic=null"], "for no critic choose an algorithm that has none, such as +experiment=ddpo."),
     "no critic by name": (["critic=none"], "for no critic choose an algorithm that has none"),
