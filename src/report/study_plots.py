@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.report.figures import COLOURS
-from src.report.runs import CHOICES, Run
+from src.report.runs import AXES, CHOICES, Run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -63,6 +63,7 @@ def draw_curves(
             _draw_controls(axis, controls, x, y, len(arms))
         axis.axhline(0, color="#999999", linewidth=0.6)
         axis.set_title(title, fontsize=10)
+        axis.set_xlabel(AXES["per_picture"].title if title in own else label_of(x), fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels) + len(own) :]:
         axis.set_visible(False)
@@ -71,6 +72,13 @@ def draw_curves(
         axes.flat[len(panels)].legend(frameon=False, fontsize=8)
     figure.savefig(target, dpi=110)
     plt.close(figure)
+
+
+def label_of(key: str) -> str:
+    """What an axis over this key of the evaluations is called."""
+    if key.endswith("/gain"):
+        return f"{key.split('/')[-2]}, gain [base sd]"
+    return next((axis.title for axis in CHOICES.values() if axis.key == key), key)
 
 
 def _draw_arms(axis: Any, arms: Mapping[str, Sequence[Run]], x: str, y: str) -> None:
