@@ -43,8 +43,8 @@ def fault_in(arguments: Sequence[str]) -> str | None:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "resume" and value != "null" and any(other in SHOWN for other in arguments):
             return f"{argument} goes on with the configuration that is in the run's folder: read its config.yaml."
-        if argument in MULTIRUN and (shown := [other for other in arguments if other in SHOWN]):
-            return f"{argument} and {shown[0]} exclude each other: drop {argument}, and give every key one value."
+        if argument in MULTIRUN and (shows := [other for other in arguments if other in SHOWN]):
+            return f"{argument} and {shows[0]} exclude each other: drop {argument}, and give every key one value."
         if value == "null" and key != "callbacks" and (options := options_of(key)):
             without = f"; {FOR_NONE[key]}" if key in FOR_NONE else ", or leave it out for the default"
             return f"{argument}: choose from {', '.join(options)}{without}."

@@ -7,10 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from lightning import Callback
 from safetensors.torch import load_file, save_file
 
-from src.callbacks.evaluation import CrossRewardEvaluation
 from src.config import check
 from src.errors import TrainingError, UserError
 from src.overrides import understood
@@ -31,28 +29,20 @@ SMALL = ["+debug=tiny", "logger.mode=disabled", "threads=1", "evaluation.max_pro
 BY_HISTORY = ("below_peak", "kl_area")  # what depends on the evaluations before
 
 
-class SaveEach(Callback):
-    """Keeps the weights of every evaluation of a run, as series/checkpoint-QUERIES."""
-
-    def __init__(self, run_dir: str):
-        self.folder = Path(run_dir) / "series"
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        history = next(c for c in trainer.callbacks if isinstance(c, CrossRewardEvaluation)).history
-        if history[-1]["iteration"] == pl_module.iteration:
-            pl_module.policy.save(self.folder / f"checkpoint-{pl_module.reward_queries}")
-
-
-SAVING = "+callbacks.each={_target_: tests.test_evaluate.SaveEach}"
-
-
 @pytest.fixture(scope="module", params=["full", "lora"])
 def ours(request, tmp_path_factory) -> Path:
     """A run that is pressed so hard that its watch speaks, with the weights of every evaluation."""
     folder = tmp_path_factory.mktemp("ours") / request.param
     rate = "optimizer.lr=3e-4" if request.param == "full" else "optimizer.lr=3e-2"
     done = run_forked(
-        *("+experiment=ddpo_hps", *SMALL, f"policy={request.param}", rate, SAVING, f"run_dir={folder}"),
+        *(
+            "+experiment=ddpo_hps",
+            *SMALL,
+            f"policy={request.param}",
+            rate,
+            "evaluation.keep_weights=true",
+            f"run_dir={folder}",
+        ),
         *("iterations=4", "evaluation.every=1", "callbacks.watch.margin=0.2"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -114,9 +104,9 @@ def test_the_watch_says_of_a_series_what_it_said_in_training(ours, tmp_path):
     """And all figures are those of training, those that look back included."""
     kind = ours.name
     rows = evaluated(
-        *(tmp_path / "series", f"weights={ours}/series/checkpoint-*", "callbacks.watch.margin=0.2", f"policy={kind}"),
-        "queries_per_step=1",
+        *(tmp_path / "series", f"weights={ours}/weights", "callbacks.watch.margin=0.2", f"policy={kind}"),
     )
+    assert source_run(f"{ours}/weights") == ours
     trained = rows_of(ours, "evaluation")
     shared = [
         key for key in trained[-1] if key.startswith(("eval/", "held_out/", "pictures/", "kl/", "reward_queries"))

@@ -12,6 +12,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from src.callbacks.gallery import Gallery
+from src.callbacks.keeping import keep_weights
 from src.errors import UserError
 from src.learner import Learner
 from src.metrics.diversity import DriftFromBase, Network, WithinPromptDiversity, lpips, lpips_within
@@ -107,6 +108,7 @@ class CrossRewardEvaluation(Callback):
         max_prompts: of each set, spread evenly over it; null for all.
         lpips_network: measures diversity by LPIPS too; needs torchvision and its weights.
         grid_pictures: pictures of the grid that is saved and logged; 0: neither that nor the worst hacks are drawn.
+        keep_weights: of every evaluation in training, as weights/checkpoint-ITERATION, to be evaluated otherwise later.
         seed: of the evaluation noise; the same for all runs, so that runs compare picture by picture.
         num_steps, eta, guidance: of sampling here, where they differ from training's; at eta 0 there is no KL.
     """
@@ -124,6 +126,7 @@ class CrossRewardEvaluation(Callback):
         kl_samples: int = 64,
         lpips_network: Network | None = None,
         grid_pictures: int = 32,
+        keep_weights: bool = False,
         max_prompts: int | None = None,
         seed: int = 0,
         judges: list[str] | None = None,
@@ -155,6 +158,7 @@ class CrossRewardEvaluation(Callback):
             if repeated:
                 self.sets.append(EvaluationSet(name, repeated, seeds))
         self.averaged = [part.of_averaged() for part in self.sets]
+        self.weights = Path(run_dir) / "weights" if keep_weights else None
         self.seconds = 0.0
         self.history: list[Metrics] = []
 
@@ -184,6 +188,9 @@ class CrossRewardEvaluation(Callback):
     ) -> None:
         if pl_module.iteration % self.every == 0 or trainer.is_last_batch:
             self.evaluate(trainer, pl_module)
+            if self.weights is not None and trainer.is_global_zero:
+                kept = self.weights / f"checkpoint-{pl_module.iteration}"
+                keep_weights(kept, pl_module, reward_queries=pl_module.reward_queries)
 
     def evaluate(self, trainer: Trainer, pl_module: Learner) -> None:
         """Measures the policy as it is now, and logs the row.

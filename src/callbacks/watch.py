@@ -1,6 +1,5 @@
 """The overoptimization watch: an alarm from what a practitioner has, without a look at any judge."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,8 +7,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.evaluation import CrossRewardEvaluation
+from src.callbacks.keeping import keep_weights
 from src.errors import UserError
-from src.files import make_folder, remove, write_json
 from src.learner import AFTER, Learner
 from src.metrics.watching import (
     FELL,
@@ -149,23 +148,10 @@ class OveroptimizationWatch(Callback):
 
     def _record(self, trainer: Trainer, pl_module: Learner, value: float) -> None:
         if self.kept is self.seen[-1] and trainer.is_global_zero:
-            self._keep(pl_module, value)
+            keep_weights(self.folder, pl_module, reward_queries=self.seen[-1].queries, signal=value)
         below = max(self.signals) - value
         alarmed = float(self.alarm is not None or self.collapse is not None)
         pl_module.record("watch", {"watch/signal": value, "watch/below_peak": below, "watch/alarm": alarmed})
-
-    def _keep(self, pl_module: Learner, value: float) -> None:
-        partial, old = self.folder.with_suffix(".partial"), self.folder.with_suffix(".old")
-        for left in (partial, old):
-            remove(left)
-        make_folder(partial)
-        pl_module.policy.save(partial, pl_module.averaged)
-        queries = self.seen[-1].queries
-        write_json(partial / "at.json", {"reward_queries": queries, "iteration": pl_module.iteration, "signal": value})
-        if os.path.lexists(self.folder):
-            self.folder.rename(old)
-        partial.rename(self.folder)
-        remove(old)
 
     def sentence(self) -> str:
         """What the watch has to say so far."""

@@ -123,7 +123,8 @@ def source_run(weights: Any) -> Path | None:
     else:
         first = next(iter(paths_of(weights)), "")
     folder = user_path(str(first))
-    above = folder.parents[: 2 if folder.parent.name == "best" else 1]  # best/ema lies deeper
+    kept = (k for k, place in enumerate(folder.parents[:2]) if place.name in ("best", "weights"))
+    above = folder.parents[: next(kept, -1) + 2]  # best/ema and weights/checkpoint-20 lie deeper than best/
     return next((place for place in (folder, *above) if (place / "config.yaml").is_file()), None)
 
 
