@@ -41,7 +41,9 @@ def command(sweep, monkeypatch, capsys):
 def test_every_arm_against_one_seed_by_seed(sweep, command):
     assert "--against ARM: aesthetic, reset=full; aesthetic, reset=none" in command()
     assert "against" not in (sweep / "tables.md").read_text()
-    told = command("--against", "reset=none", "--at", "2", "9")
+    told = command("--against", "reset=none", "--at", "2", "9", "--at-kl", "400", "90000")
+    assert re.search(r"^no run reaches 90000 nats: nothing to read there \(highest: \d{4}\)$", told, re.M)
+    assert re.search(r"^\| proxy_at_kl_400 \| aesthetic, reset=full", tables(sweep), re.M)
     assert re.search(r"^no run reaches \+9: nothing to read there \(highest: \+3\.15\)$", told, re.M)
     assert "reaches +2" not in told
     found = pd.read_csv(sweep / "results.csv").pivot(index="seed", columns="arm", values="gold_at_2")

@@ -6,14 +6,16 @@ the arms. Needs the extra `studies`.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from src.errors import UserError, told_in_one_sentence
 from src.files import user_path
 from src.report.figures import treatments
 from src.report.runs import CHOICES, Run, find_runs, lay_out
-from src.report.study import against, compare, means, only_finished, table, write_tables
+from src.report.study import against, compare, means, only_finished, outcomes, table, write_tables
 from src.report.study_plots import draw_curves, proxy_and_gold
 from src.screen import survive_its_end
 
@@ -56,20 +58,25 @@ def named(given: str, arms: Sequence[str] | dict[str, list[Run]]) -> str:
     return found[0]
 
 
-def unreached(runs: Sequence[Run], levels: Sequence[float]) -> list[str]:
-    """Of each level that no run's trained reward reaches, that it is so, and how high they came."""
+def unreached(runs: Sequence[Run], levels: Sequence[float], at_kl: Sequence[float]) -> list[str]:
+    """Of each level that no run's trained reward, or KL, reaches, that it is so, and how high they came."""
     highest = max(max(run.series(f"eval/{run.trained}/gain")) for run in runs)
-    return [
-        f"no run reaches {level:+g}: nothing to read there (highest: {highest:+.2f})"
-        for level in levels
-        if highest < level
-    ]
+    farthest = max(np.nanmax(run.series("kl/trajectory")) for run in runs)
+    told = [(f"{level:+g}", f"{highest:+.2f}") for level in levels if highest < level]
+    told += [(f"{level:g} nats", f"{farthest:.0f}") for level in at_kl if not farthest >= level]
+    return [f"no run reaches {level}: nothing to read there (highest: {most})" for level, most in told]
 
 
-def tables_of(found: pd.DataFrame, levels: Sequence[float], baseline: str | None) -> dict[str, pd.DataFrame]:
+def tables_of(
+    found: pd.DataFrame, levels: Sequence[float], at_kl: Sequence[float], baseline: str | None
+) -> dict[str, pd.DataFrame]:
     """Means of each arm and, of a baseline, differences from it; outcomes that no run has are left out."""
-    at_equal_reward = [f"{name}_at_{level:g}" for level in levels for name in ("gold", "cross")]
-    families = {"At equal trained reward": at_equal_reward, "Over the whole run": AT_THE_END, "The critic": CRITIC}
+    families = {
+        "At equal trained reward": [f"{name}_at_{level:g}" for level in levels for name in ("gold", "cross")],
+        "At equal KL": [f"{name}_at_kl_{level:g}" for level in at_kl for name in ("proxy", "gold", "cross")],
+        "Over the whole run": AT_THE_END,
+        "The critic": CRITIC,
+    }
     known = {title: [c for c in columns if found[c].notna().any()] for title, columns in families.items()}
     tables = {"Means over seeds": means(found, [column for columns in known.values() for column in columns])}
     if baseline is not None:
@@ -87,18 +94,22 @@ def main() -> None:
     parser.add_argument(
         "--at", nargs="+", type=float, default=[1.0], help="gains of the trained reward to read gold at, in base sd"
     )
+    parser.add_argument(
+        "--at-kl", nargs="+", type=float, default=[], help="KL from the base to read rewards at, in nats a trajectory"
+    )
     parser.add_argument("--x", choices=list(CHOICES), default="reward_queries", help="what curves are drawn over")
     args = parser.parse_args()
     with told_in_one_sentence():
         arms, controls = arms_of(only_finished(find_runs(args.runs)), " ".join(args.runs))
         args.against = args.against and named(args.against, arms)
-        rows = [table(runs, lambda _, name=name: name, args.at) for name, runs in arms.items()]  # type: ignore[misc]
+        row_of = partial(outcomes, at_kl=args.at_kl)
+        rows = [table(runs, lambda _, name=name: name, args.at, row_of) for name, runs in arms.items()]  # type: ignore[misc]
         folder = user_path(args.runs[0])
         found = pd.concat(rows, ignore_index=True)
-        write_tables(folder, found, tables_of(found, args.at, args.against))
+        write_tables(folder, found, tables_of(found, args.at, args.at_kl, args.against))
         trained = str(next(iter(arms.values()))[0].trained)
         panels, drawn = proxy_and_gold(trained, args.x), [run for runs in arms.values() for run in runs]
-        for told in unreached(drawn, args.at):
+        for told in unreached(drawn, args.at, args.at_kl):
             print(told)
         if args.x != "reward_queries":
             lay_out(drawn, args.x)

@@ -30,11 +30,13 @@ def crossing(x: Sequence[float | int], y: Sequence[float | int], level: float | 
     return float("nan")
 
 
-def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | None]:
+def outcomes(run: Run, levels: Sequence[float] = (), at_kl: Sequence[float] = ()) -> dict[str, float | int | None]:
     """What became of a run; rewards in base sd, on the training prompts unless they say otherwise.
 
     For each of the levels, `gold_at_L`, `cross_at_L` and `kl_at_L` are read where the trained reward's gain first
-    reaches L, linear between evaluations; nan where it never does. What the critic says is a mean of the later half.
+    reaches L, linear between evaluations; nan where it never does; for each of `at_kl`, in nats a trajectory,
+    `gold_at_kl_L`, `cross_at_kl_L` and `proxy_at_kl_L` where the KL from the base first reaches L, linear in its root.
+    What the critic says is a mean of the later half.
     """
     gold, proxy = run.series(f"eval/{JUDGE}/gain"), run.series(f"eval/{run.trained}/gain")
     cross = [float(np.mean([row[f"eval/{name}/gain"] for name in run.others])) for row in run.evaluations]
@@ -64,6 +66,9 @@ def outcomes(run: Run, levels: Sequence[float] = ()) -> dict[str, float | int | 
     columns = {"gold": gold, "cross": cross, "kl": run.series("kl/trajectory")}
     for level in levels:
         found |= {f"{name}_at_{level:g}": crossing(proxy, column, level) for name, column in columns.items()}
+    distance, columns = run.series("kl/sqrt"), {"gold": gold, "cross": cross, "proxy": proxy}
+    for level in at_kl:
+        found |= {f"{k}_at_kl_{level:g}": crossing(distance, column, level**0.5) for k, column in columns.items()}
     return found
 
 
