@@ -27,6 +27,7 @@ from src.mini.top_one import ClassifierTopOne
 from src.prompts import PromptSets, check_prompts, hpd, prompts_from_file
 from src.report.page import write_report
 from src.report.runs import find_runs
+from src.rewards.clip import CLIPReward
 from src.runs import folder as run_folder
 from src.runs import sweeps
 from src.runs.folder import find_run, read_config, write_config, write_text
@@ -450,6 +451,21 @@ def test_weights_that_are_broken_or_anothers_are_named(tmp_path, reward, path, m
         instantiate(composed(f"suite.rewards.{reward}.path='{place}'").suite.rewards[reward], _convert_="all")
     fault = told.value.__cause__ or told.value
     assert isinstance(fault, UserError) and message.format(**broken) in str(fault) and "\n" not in str(fault), fault
+
+
+FILES_OF_A_REWARD = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+BROKEN = [(name, content) for name in FILES_OF_A_REWARD for content in (b"[]", b"{", b'{"a": "gr\xf6\xdfe"}')]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [*BROKEN, *((name, b'{"model": {}}') for name in FILES_OF_A_REWARD[1::2])]
+)
+def test_a_broken_file_of_a_reward_is_named(tmp_path, name, content):
+    folder = shutil.copytree(ROOT / WEIGHTS / "hps", tmp_path / "hps")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError) as told:
+        CLIPReward(str(folder))
+    assert str(folder) in str(told.value) and name in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
