@@ -30,8 +30,11 @@ from src.report.runs import find_runs
 from src.rewards.clip import CLIPReward
 from src.runs import folder as run_folder
 from src.runs import sweeps
-from src.runs.folder import find_run, read_config, write_config, write_text
+from src.runs.folder import find_run, read_config, stored_config, write_config, write_text
+from src.runs.launched import stored_trainer
+from src.tasks.evaluate import as_in_run, source_run
 from src.tasks.finetune import load_checkpoint
+from src.tasks.members import queries_of
 from tests.conftest import ROOT, TINY, composed, rows_of
 from tests.test_finetuner import build
 from tests.test_report import make_run
@@ -319,8 +322,10 @@ def test_prompts_from_json_in_other_encodings(tmp_path):
         (b"seed: 0\n", "it is no configuration of a run"),
         (b"name: gr\xf6\xdfe\n", "decode"),
         (b"\0" * 100, "unacceptable character"),
+        (b"suite: 5\ntrain_reward: hps\niterations: 1\n", "it is no configuration of a run"),
+        (b"suite: {rewards: {hps: {}}}\n", "it has no train_reward"),
     ],
-    ids=["empty", "cut short", "a list", "a part", "latin-1", "zeros"],
+    ids=["empty", "cut short", "a list", "a part", "latin-1", "zeros", "no suite", "cut at a line"],
 )
 def test_a_broken_configuration_is_told_with_what_to_do(tmp_path, content, fault, capfd, monkeypatch):
     run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
@@ -336,6 +341,25 @@ def test_a_broken_configuration_is_told_with_what_to_do(tmp_path, content, fault
         find_runs([str(run)])
     assert [found.folder for found in find_runs([str(run), str(whole)])] == [whole]
     assert "left out: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"seed: 0", b"suite: {rewards: {}}", b"name: gr\xf6\xdfe"])
+def test_a_broken_configuration_beside_weights_is_told(tmp_path, content):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    (run / "config.yaml").write_bytes(content)
+    (run / "best").mkdir()
+    said = rf"^{run}/config\.yaml cannot be read \(.+ or copy the weights to a folder without one, .+ are in {run}/best"
+    with pytest.raises(UserError, match=said):
+        as_in_run(source_run(f"{run}/best"), composed("+experiment=evaluate", f"weights={run}"), [])
+
+
+def test_a_run_whose_configuration_is_cut_at_a_line_can_be_shown_but_not_gone_on_with(tmp_path):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    assert len(find_runs([str(run)])) == 1
+    for goes_on in (lambda: stored_config(run, []), lambda: sweeps._refuse_another(run, {})):
+        with pytest.raises(UserError, match=r"config\.yaml cannot be read \(it has no policy\): put the config"):
+            goes_on()
+    assert stored_trainer(str(run)) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"half a file", b"\0" * 1000], ids=["empty", "text", "zeros"])
@@ -413,6 +437,19 @@ def test_a_sweep_whose_files_are_broken_is_summed_up_all_the_same(tmp_path, caps
     assert "1 of 1 jobs are finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"summary\.json is no readable JSON .* remove it, and the same command"):
         sweeps._objective(tmp_path / "a", "eval/gold/gain")
+
+
+def test_files_that_hold_something_else_are_told(tmp_path):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    for name in ("versions.json", "summary.json"):
+        (run / name).write_text("[1]")
+    with pytest.raises(UserError, match=r"versions\.json holds no JSON object: remove it, and the run goes on\."):
+        write_config(run, {"seed": 0})
+    with pytest.raises(UserError, match=r"versions\.json holds no JSON object"):
+        find_runs([str(run)])[0].commit  # noqa: B018
+    with pytest.raises(UserError, match=r"summary\.json holds no JSON object: remove it, and the same command"):
+        sweeps._objective(run, "eval/gold/gain")
+    assert sweeps._gains(run) == {} and queries_of(run) is None
 
 
 def test_a_versions_file_that_is_broken(tmp_path):

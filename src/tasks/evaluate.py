@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
-from src.config import default_values
+from src.config import default_values, needed_keys
 from src.errors import TrainingError, UserError
 from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
@@ -25,7 +25,7 @@ from src.report.page import write_report
 from src.report.runs import find_runs, read_run
 from src.report.series import series_table, verdict
 from src.report.watching import shipment
-from src.runs.folder import open_run_dir, versions, write_json
+from src.runs.folder import open_run_dir, read_config, versions, write_json
 from src.runs.resuming import command_to_resume
 from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_rewards
@@ -34,6 +34,7 @@ from src.tasks.outcome import Row, kl_sentence, outcome_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import new_run, session, stored_run
 
+AS_OTHERS = "copy the weights to a folder without one, to evaluate them as weights of others"
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
     *(
         "weights",
@@ -133,8 +134,7 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 
     Raises UserError on anything else that it says: the weights would be evaluated as something that they are not.
     """
-    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    stored = default_values() | stored
+    stored = default_values() | read_config(folder, needed_keys(), AS_OTHERS)
     if stored["task"] not in ("finetune", "evaluate"):
         raise UserError(f"weights={composed.weights}: {folder} is a run of {stored['task']}, which has no policy.")
     stored |= {"task": "evaluate", "name": None, "objective": None, "resume": None}
