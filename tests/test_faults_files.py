@@ -4,23 +4,27 @@ import ast
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.utils import instantiate
+from PIL import Image
 
 import src.report.__main__ as report
 import src.report.kept
+from src.callbacks.gallery import save_png
 from src.callbacks.watch import OveroptimizationWatch, Seen
 from src.config import check
-from src.errors import UserError
+from src.errors import UserError, told_in_one_sentence
 from src.loggers.jsonl import JsonlLogger
 from src.mini.gold import GoldAnnotator, subject
 from src.mini.top_one import ClassifierTopOne
@@ -32,9 +36,12 @@ from src.runs import folder as run_folder
 from src.runs import sweeps
 from src.runs.folder import find_run, read_config, stored_config, write_config, write_text
 from src.runs.launched import stored_trainer
+from src.runs.resuming import now_at
+from src.tasks.control import write_arrays
 from src.tasks.evaluate import as_in_run, source_run
 from src.tasks.finetune import load_checkpoint
 from src.tasks.members import queries_of
+from src.tasks.train_reward import keep
 from tests.conftest import ROOT, TINY, composed, rows_of
 from tests.test_finetuner import build
 from tests.test_report import make_run
@@ -51,15 +58,6 @@ def in_time() -> Iterator[None]:
     signal.alarm(20)
     yield
     signal.alarm(0)
-
-
-@pytest.fixture
-def open_place() -> Iterator[Path]:
-    """A folder that every user can go into; pytest's own are root's alone."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -155,14 +153,20 @@ def test_a_sweep_below_home(tmp_path, capfd, monkeypatch):
     assert list((tmp_path / "swept/jobs").glob("*.json")) and not (ROOT / "~").exists()
 
 
+def watch_of(run: Path) -> OveroptimizationWatch:
+    """That has seen one evaluation."""
+    watch = OveroptimizationWatch(str(run), ["hps"], signal="trained")
+    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
+    return watch
+
+
 def test_what_the_watch_keeps_may_lie_elsewhere(tmp_path):
     """best/ as a link to a larger disk: its target is somebody's, and the next best is not hindered."""
     (tmp_path / "run").mkdir()
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "mine").write_text("precious")
     (tmp_path / "run" / "best").symlink_to(tmp_path / "large")
-    watch = OveroptimizationWatch(str(tmp_path / "run"), ["hps"], signal="trained")
-    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
+    watch = watch_of(tmp_path / "run")
     for _ in range(2):
         watch._keep(build(), 0.5)
     assert json.loads((tmp_path / "run/best/at.json").read_text())["reward_queries"] == 4
@@ -400,6 +404,42 @@ def test_rows_that_a_crash_or_a_callback_left(tmp_path):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'\n{"lr-AdamW": 1e-4}\nnull\n\xff\n')
     assert len(find_runs([str(run)])[0].evaluations) == 2
+
+
+@contextmanager
+def full_disk(free: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {  # of a run: the file, and what writes it
+    "metrics.jsonl": lambda run: JsonlLogger(run / "metrics.jsonl").log_metrics({"kind": "iteration", "x": "y" * 9000}),
+    "samples/00001.png": lambda run: save_png(Image.effect_noise((99, 99), 90), run / "samples/00001.png"),
+    "report.html": lambda run: write_report(find_runs([str(run)]), run / "report.html"),
+    "lora": lambda run: build().policy.save(run),
+    "best.partial/lora": lambda run: watch_of(run)._keep(build(), 0.5),
+    "reward": lambda run: keep(CLIPReward(f"{WEIGHTS}/hps"), run / "reward"),
+    "samples/0.npz": lambda run: write_arrays(run / "samples/0.npz", x=np.zeros(9999)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told_with_the_file_and_the_command_that_goes_on(name, tmp_path, capsys):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "metrics.jsonl"}
+    now_at(run, resumable=True)
+    with pytest.raises(SystemExit) as ended, told_in_one_sentence(), full_disk((run / "metrics.jsonl").stat().st_size):
+        WRITERS[name](run)
+    err = capsys.readouterr().err.splitlines()[-1]  # after the bars of what is loaded
+    place = f"{run}/{name}"
+    told = rf"(\[Errno 27\] File too large: '{place}'; free some space|{place} could not be written \(.+: make room)"
+    assert ended.value.code == 2 and re.fullmatch(rf"error: {told}, then .* resume={run} goes on with it\.", err), err
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_a_report_with_a_picture_cut_short(tmp_path):
