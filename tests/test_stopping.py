@@ -295,7 +295,7 @@ def test_a_stopped_sweep_begins_no_other_job(again, tmp_path, four_prompts):
 def test_a_sweep_whose_jobs_run_elsewhere_is_stopped(launcher, signum, tmp_path, four_prompts):
     """All of them: none is left running. The same command ends what they have begun."""
     root = tmp_path / "sweep"
-    options = [*four_prompts, "iterations=150", "evaluation.every=1000", f"hydra/launcher={launcher}"]
+    options = [*four_prompts, "iterations=30", "evaluation.every=1000", f"hydra/launcher={launcher}"]
     command = [sys.executable, "-m", "src.run", "-m", *options, "seed=1,2", f"hydra.sweep.dir={root}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while sum(len(rows_of(path.parent)) > 4 for path in root.glob("*/metrics.jsonl")) < 2:
