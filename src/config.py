@@ -186,6 +186,11 @@ def default_values() -> dict[str, Any]:
     return {key: value for key, value in schema.items() if value != MISSING}
 
 
+def needed_keys() -> list[str]:
+    """The top-level keys that have none: every run's configuration says them."""
+    return [f.name for f in fields(Config) if f.name not in default_values()]
+
+
 def default_of(cfg: dict[str, Any], key: str) -> Any:
     """The default of a component's option (critic.stride), by the signature of what is built; else `empty`."""
     *path, option = key.split(".")

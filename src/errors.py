@@ -15,7 +15,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 LOWER_RATE = "The last checkpoint and the metrics so far are intact; start anew with a lower learning rate."
-BASE_IS_BROKEN = "No step has been taken yet: look at the base model's weights, guidance= and trainer.precision=."
+BASE_IS_BROKEN = "Nothing has been trained yet: look at the base model's weights, guidance= and trainer.precision=."
 
 
 class UserError(Exception):

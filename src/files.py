@@ -90,6 +90,14 @@ def read_json(path: Path, mend: str = "fetch or write it anew") -> Any:
         raise UserError(f"{path} is no readable JSON ({error}): {mend}.") from error
 
 
+def read_object(path: Path, mend: str = "fetch or write it anew") -> dict[str, Any]:
+    """The object that a JSON file holds. Raises UserError, with how to `mend` it, where it holds another thing."""
+    content = read_json(path, mend)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: {mend}.")
+    return content
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl; one cut short by a kill, and what a crash of the machine left, are skipped."""
     with path.open(encoding="utf-8", errors="replace") as file:

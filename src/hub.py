@@ -7,7 +7,7 @@ a UserError of one sentence.
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from src.errors import UserError, first_line
 from src.files import user_path
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TOKENS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+MOMENTS = ("image_mean", "image_std")  # of what an image tower takes, in preprocessor_config.json
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 
 
@@ -88,14 +90,19 @@ def require_weights(folder: Path, stem: str, variant: str | None, option: str, r
         require(folder.parent, [f"{folder.name}/{shard}"], option, revision)
 
 
-def read_json(file: Path, option: str) -> dict[str, Any]:
-    """A file of a model's or pipeline's folder. Raises UserError unless it holds a JSON object."""
+def read_json(file: Path, option: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """A file of a model's or pipeline's folder. Raises UserError unless it holds a JSON object with the keys needed."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: {file} cannot be read ({first_line(error)}); fetch it anew.") from error
     if not isinstance(content, dict):
         raise UserError(f"{option}: {file} holds no JSON object; fetch it anew.")
+    if missing := sorted(set(needed) - set(content)):
+        raise UserError(
+            f"{option}: its {file.name} is of another kind of model ({missing[0]} is missing); "
+            "give a folder of this one."
+        )
     return content
 
 
@@ -206,6 +213,8 @@ def load_strictly(
     """
     folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
     options = {"config": config} if config is not None else {}
+    if folder is not None and config is None:
+        read_json(folder / "config.json", option)  # transformers tells of a broken one in a way of its own each time
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -244,7 +253,16 @@ def fill(module: torch.nn.Module, file: Path, option: str) -> None:
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, option: str) -> Any:
-    """The tokenizer of a folder. Raises UserError if there is none; transformers would make up an empty one."""
+    """The tokenizer of a folder. Raises UserError on broken files, and on none: transformers would make one up."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise UserError(f"{option}={folder}: no tokenizer there (tokenizer.json is missing); give a folder with one.")
-    return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    files = [name for name in TOKENS if (folder / name).is_file()]
+    for name in files:
+        read_json(folder / name, f"{option}={folder}")
+    try:
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no other
+        raise UserError(
+            f"{option}={folder}: its tokenizer cannot be loaded from {', '.join(files)} "
+            f"({type(error).__name__}: {first_line(error)}); fetch it anew."
+        ) from error

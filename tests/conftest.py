@@ -4,9 +4,12 @@ import fcntl
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,15 @@ def pytest_collection_finish() -> None:
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of this process, which those it starts would share
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A folder that every user can go into; pytest's own are root's alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def composed(*overrides: str) -> DictConfig:

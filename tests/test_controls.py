@@ -259,8 +259,13 @@ class Nan(RewardModel):
 
 
 def test_scores_that_are_no_numbers_stop_with_the_setting():
-    with pytest.raises(TrainingError, match="the reward nan is not finite at N = 2; stopped"):
+    with pytest.raises(TrainingError, match=r"the reward nan is not finite at N = 2; stopped\. .* mend the reward, or"):
         CoDe(2, 2).draw(GaussianChain(), Scorer("nan", Nan(), place="N = 2"), ["x"], [1], n=2)
+    said = (
+        r"a predicted picture is not finite at N = 2; stopped\. The base is in order: start anew without this setting"
+    )
+    with pytest.raises(TrainingError, match=said):
+        Scorer("nan", Nan(), place="N = 2")(torch.full((1, 3, 8, 8), torch.nan), ["x"])
 
 
 # ------------------------------------------------------------------------------------------------------------ as a run

@@ -18,7 +18,7 @@ from src.report import compare
 from src.report.headline import headline
 from src.report.page import write_report
 from src.report.runs import find_runs
-from src.tasks.evaluate import as_in_run, evaluate, source_run
+from src.tasks.evaluate import WeightSeries, as_in_run, evaluate, source_run
 from tests import foreign
 from tests.conftest import BASE, composed, rows_of
 from tests.forked import run_forked
@@ -279,8 +279,24 @@ def test_weights_that_are_no_numbers_stop_with_their_name(tmp_path):
     with torch.no_grad():
         unet.conv_out.bias.fill_(1e38)  # numbers, and no pictures
     unet.save_pretrained(tmp_path / "large")
-    with pytest.raises(TrainingError, match=r"a sampled picture is not finite at .*large; stopped"):
+    said = (
+        r"a sampled picture is not finite at .*large; stopped\. The base is in order: leave these weights out, or give"
+    )
+    with pytest.raises(TrainingError, match=said):
         evaluated(tmp_path / "large_run", f"weights={tmp_path}/large")
+
+
+def test_a_series_that_has_to_stop_says_how_to_mend_it():
+    """Of the base it is not the weights' fault, and of a reward nobody's but the reward's."""
+    series = WeightSeries(make_policy(num_steps=2), "hps", [], [], "sd")
+    with pytest.raises(
+        TrainingError, match=r"picture is not finite at the base sd; .* look at the base model's weights"
+    ):
+        series.check_pictures(torch.tensor(torch.nan))
+    with pytest.raises(
+        TrainingError, match=r"the reward hps is not finite at the base sd; .* mend the reward, or leave"
+    ):
+        series.check_scores("hps", torch.tensor([torch.inf]))
 
 
 def test_series_of_others_are_compared_like_runs(tmp_path, monkeypatch, capsys):

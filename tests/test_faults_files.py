@@ -4,33 +4,44 @@ import ast
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.utils import instantiate
+from PIL import Image
 
 import src.report.__main__ as report
 import src.report.kept
+from src.callbacks.gallery import save_png
 from src.callbacks.watch import OveroptimizationWatch, Seen
 from src.config import check
-from src.errors import UserError
+from src.errors import UserError, told_in_one_sentence
 from src.loggers.jsonl import JsonlLogger
 from src.mini.gold import GoldAnnotator, subject
 from src.mini.top_one import ClassifierTopOne
 from src.prompts import PromptSets, check_prompts, hpd, prompts_from_file
 from src.report.page import write_report
 from src.report.runs import find_runs
+from src.rewards.clip import CLIPReward
 from src.runs import folder as run_folder
 from src.runs import sweeps
-from src.runs.folder import find_run, read_config, write_config, write_text
+from src.runs.folder import find_run, read_config, stored_config, write_config, write_text
+from src.runs.launched import stored_trainer
+from src.runs.resuming import now_at
+from src.tasks.control import write_arrays
+from src.tasks.evaluate import as_in_run, source_run
 from src.tasks.finetune import load_checkpoint
+from src.tasks.members import queries_of
+from src.tasks.train_reward import keep
 from tests.conftest import ROOT, TINY, composed, rows_of
 from tests.test_finetuner import build
 from tests.test_report import make_run
@@ -47,15 +58,6 @@ def in_time() -> Iterator[None]:
     signal.alarm(20)
     yield
     signal.alarm(0)
-
-
-@pytest.fixture
-def open_place() -> Iterator[Path]:
-    """A folder that every user can go into; pytest's own are root's alone."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -151,14 +153,20 @@ def test_a_sweep_below_home(tmp_path, capfd, monkeypatch):
     assert list((tmp_path / "swept/jobs").glob("*.json")) and not (ROOT / "~").exists()
 
 
+def watch_of(run: Path) -> OveroptimizationWatch:
+    """That has seen one evaluation."""
+    watch = OveroptimizationWatch(str(run), ["hps"], signal="trained")
+    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
+    return watch
+
+
 def test_what_the_watch_keeps_may_lie_elsewhere(tmp_path):
     """best/ as a link to a larger disk: its target is somebody's, and the next best is not hindered."""
     (tmp_path / "run").mkdir()
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "mine").write_text("precious")
     (tmp_path / "run" / "best").symlink_to(tmp_path / "large")
-    watch = OveroptimizationWatch(str(tmp_path / "run"), ["hps"], signal="trained")
-    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
+    watch = watch_of(tmp_path / "run")
     for _ in range(2):
         watch._keep(build(), 0.5)
     assert json.loads((tmp_path / "run/best/at.json").read_text())["reward_queries"] == 4
@@ -318,8 +326,10 @@ def test_prompts_from_json_in_other_encodings(tmp_path):
         (b"seed: 0\n", "it is no configuration of a run"),
         (b"name: gr\xf6\xdfe\n", "decode"),
         (b"\0" * 100, "unacceptable character"),
+        (b"suite: 5\ntrain_reward: hps\niterations: 1\n", "it is no configuration of a run"),
+        (b"suite: {rewards: {hps: {}}}\n", "it has no train_reward"),
     ],
-    ids=["empty", "cut short", "a list", "a part", "latin-1", "zeros"],
+    ids=["empty", "cut short", "a list", "a part", "latin-1", "zeros", "no suite", "cut at a line"],
 )
 def test_a_broken_configuration_is_told_with_what_to_do(tmp_path, content, fault, capfd, monkeypatch):
     run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
@@ -335,6 +345,25 @@ def test_a_broken_configuration_is_told_with_what_to_do(tmp_path, content, fault
         find_runs([str(run)])
     assert [found.folder for found in find_runs([str(run), str(whole)])] == [whole]
     assert "left out: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"seed: 0", b"suite: {rewards: {}}", b"name: gr\xf6\xdfe"])
+def test_a_broken_configuration_beside_weights_is_told(tmp_path, content):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    (run / "config.yaml").write_bytes(content)
+    (run / "best").mkdir()
+    said = rf"^{run}/config\.yaml cannot be read \(.+ or copy the weights to a folder without one, .+ are in {run}/best"
+    with pytest.raises(UserError, match=said):
+        as_in_run(source_run(f"{run}/best"), composed("+experiment=evaluate", f"weights={run}"), [])
+
+
+def test_a_run_whose_configuration_is_cut_at_a_line_can_be_shown_but_not_gone_on_with(tmp_path):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    assert len(find_runs([str(run)])) == 1
+    for goes_on in (lambda: stored_config(run, []), lambda: sweeps._refuse_another(run, {})):
+        with pytest.raises(UserError, match=r"config\.yaml cannot be read \(it has no policy\): put the config"):
+            goes_on()
+    assert stored_trainer(str(run)) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"half a file", b"\0" * 1000], ids=["empty", "text", "zeros"])
@@ -377,6 +406,42 @@ def test_rows_that_a_crash_or_a_callback_left(tmp_path):
     assert len(find_runs([str(run)])[0].evaluations) == 2
 
 
+@contextmanager
+def full_disk(free: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {  # of a run: the file, and what writes it
+    "metrics.jsonl": lambda run: JsonlLogger(run / "metrics.jsonl").log_metrics({"kind": "iteration", "x": "y" * 9000}),
+    "samples/00001.png": lambda run: save_png(Image.effect_noise((99, 99), 90), run / "samples/00001.png"),
+    "report.html": lambda run: write_report(find_runs([str(run)]), run / "report.html"),
+    "lora": lambda run: build().policy.save(run),
+    "best.partial/lora": lambda run: watch_of(run)._keep(build(), 0.5),
+    "reward": lambda run: keep(CLIPReward(f"{WEIGHTS}/hps"), run / "reward"),
+    "samples/0.npz": lambda run: write_arrays(run / "samples/0.npz", x=np.zeros(9999)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told_with_the_file_and_the_command_that_goes_on(name, tmp_path, capsys):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "metrics.jsonl"}
+    now_at(run, resumable=True)
+    with pytest.raises(SystemExit) as ended, told_in_one_sentence(), full_disk((run / "metrics.jsonl").stat().st_size):
+        WRITERS[name](run)
+    err = capsys.readouterr().err.splitlines()[-1]  # after the bars of what is loaded
+    place = f"{run}/{name}"
+    told = rf"(\[Errno 27\] File too large: '{place}'; free some space|{place} could not be written \(.+: make room)"
+    assert ended.value.code == 2 and re.fullmatch(rf"error: {told}, then .* resume={run} goes on with it\.", err), err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_a_report_with_a_picture_cut_short(tmp_path):
     run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
     picture = run / "samples/00010.png"
@@ -412,6 +477,19 @@ def test_a_sweep_whose_files_are_broken_is_summed_up_all_the_same(tmp_path, caps
     assert "1 of 1 jobs are finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"summary\.json is no readable JSON .* remove it, and the same command"):
         sweeps._objective(tmp_path / "a", "eval/gold/gain")
+
+
+def test_files_that_hold_something_else_are_told(tmp_path):
+    run = make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    for name in ("versions.json", "summary.json"):
+        (run / name).write_text("[1]")
+    with pytest.raises(UserError, match=r"versions\.json holds no JSON object: remove it, and the run goes on\."):
+        write_config(run, {"seed": 0})
+    with pytest.raises(UserError, match=r"versions\.json holds no JSON object"):
+        find_runs([str(run)])[0].commit  # noqa: B018
+    with pytest.raises(UserError, match=r"summary\.json holds no JSON object: remove it, and the same command"):
+        sweeps._objective(run, "eval/gold/gain")
+    assert sweeps._gains(run) == {} and queries_of(run) is None
 
 
 def test_a_versions_file_that_is_broken(tmp_path):
@@ -450,6 +528,21 @@ def test_weights_that_are_broken_or_anothers_are_named(tmp_path, reward, path, m
         instantiate(composed(f"suite.rewards.{reward}.path='{place}'").suite.rewards[reward], _convert_="all")
     fault = told.value.__cause__ or told.value
     assert isinstance(fault, UserError) and message.format(**broken) in str(fault) and "\n" not in str(fault), fault
+
+
+FILES_OF_A_REWARD = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+BROKEN = [(name, content) for name in FILES_OF_A_REWARD for content in (b"[]", b"{", b'{"a": "gr\xf6\xdfe"}')]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [*BROKEN, *((name, b'{"model": {}}') for name in FILES_OF_A_REWARD[1::2])]
+)
+def test_a_broken_file_of_a_reward_is_named(tmp_path, name, content):
+    folder = shutil.copytree(ROOT / WEIGHTS / "hps", tmp_path / "hps")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError) as told:
+        CLIPReward(str(folder))
+    assert str(folder) in str(told.value) and name in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

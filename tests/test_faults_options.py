@@ -20,6 +20,7 @@ from tests.conftest import TINY, composed, rows_of
 from tests.forked import run_forked
 from tests.test_finetuner import NotANumber, Redness, build, fit
 from tests.test_policy import make_policy
+from tests.test_report import make_run
 from tests.test_run import run_in_process
 
 VALUES = ["läufe", "a b", "x=1,y=2", "~/x", "[a", "{b", "c)", "it's", '"so"', "$HOME", "1e3", "true", "null", "last"]
@@ -85,6 +86,26 @@ def test_a_command_that_cannot_be_is_told_in_one_sentence(case, tmp_path, capfd,
     place += [f"hydra.sweep.dir={tmp_path / 'sweep'}"] if "-m" in overrides else []
     code, err = run_in_process(["+experiment=ddpo_hps", "logger.mode=disabled", *place, *overrides], capfd, monkeypatch)
     assert code == 2 and err.startswith("error: ") and message in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("RANK", "1"), ("SLURM_NTASKS", "2")])
+def test_the_environment_of_several_processes_is_refused_where_one_is_asked_for(
+    key, value, tmp_path, capfd, monkeypatch
+):
+    """By the command, and by a run that goes on: what counts is the trainer that it was started with."""
+    monkeypatch.setenv(key, value)
+    said = (
+        f"error: {key}={value} is set, as where several processes are started, but trainer.devices=1: unset it (env -u"
+    )
+    new, run = f"run_dir={tmp_path / 'new'}", make_run(tmp_path / "run", [0.0, 0.1], [0.0, 0.2])
+    config = (run / "config.yaml").read_text()
+    for command in (["+experiment=ddpo_hps", *TINY[1:], new], [f"resume={run}"]):
+        code, err = run_in_process(command, capfd, monkeypatch)
+        assert code == 2 and err.startswith(said) and len(err.splitlines()) == 1, err
+    (run / "config.yaml").write_text(f"{config}trainer: {{devices: 2}}\n")
+    code, err = run_in_process([f"resume={run}"], capfd, monkeypatch)
+    assert code == 2 and f"{run}/config.yaml cannot be read" in err  # it is for two processes, and lacks the rest
     assert not (tmp_path / "new").exists()
 
 
@@ -155,10 +176,31 @@ def test_a_policy_that_is_gone_before_its_evaluation_ends_in_a_sentence_in_a_swe
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (told,) = [json.loads(file.read_bytes()) for file in (tmp_path / "sweep/jobs").glob("*.json")]
     assert told["state"] == "failed" and "a sampled picture is not finite in the evaluation after" in told["sentence"]
-    assert "start anew with a lower learning rate" in told["sentence"]
+    assert "start anew with a lower learning rate" in told["sentence"] and told["exit_code"] == 1
     assert not list((tmp_path / "sweep/jobs").glob("*.traceback.txt"))
     (folder,) = [file.parent for file in (tmp_path / "sweep").glob("*/config.yaml")]
     assert rows_of(folder, "iteration")  # what there was is kept
+
+
+def test_the_same_as_a_single_command(tmp_path):
+    """Exit code 1: there was nothing to mend in what was typed."""
+    overrides = ["+experiment=ddpo_hps", *TINY[1:], "iterations=6", "evaluation.every=1", "evaluation.max_prompts=2"]
+    done = run_forked(*overrides, "optimizer.lr=1.0", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1 and done.stderr.startswith("error: a sampled picture is not finite in the evaluation")
+    assert "start anew with a lower learning rate." in done.stderr and len(done.stderr.splitlines()) == 1
+    assert rows_of(tmp_path / "run", "iteration")
+
+
+def test_a_reward_that_is_no_number_on_the_base(tmp_path):
+    """The first evaluation comes before any training: neither the learning rate nor the base is to blame."""
+    overrides = ["+experiment=ddpo_hps", *TINY[1:], "evaluation.max_prompts=2", f"run_dir={tmp_path / 'run'}"]
+    broken = "+suite.rewards.broken={_target_: tests.test_finetuner.NotANumber}"
+    done = run_forked(*overrides, broken)
+    said = (
+        "error: the reward broken is not finite in the evaluation after iteration 0; stopped. The pictures are in order"
+    )
+    assert done.returncode == 1 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "mend the reward, or leave broken out." in done.stderr
 
 
 def test_a_reward_that_is_no_number_is_the_rewards_fault():

@@ -58,6 +58,7 @@ def changed(pipeline: Path, folder: Path, file: str, changes: dict, weights: boo
 
 INDEX, UNET, VAE, TEXT = "model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 REFUSED = {
     "not quite SDXL": (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "it has no text_encoder_2"),
     "not quite SD 3": (INDEX, {"_class_name": "StableDiffusion3Pipeline"}, "it has no transformer"),
@@ -153,12 +154,21 @@ def test_a_missing_part_is_named(missing, pipeline, tmp_path):
     assert ("no tokenizer there" if missing == "tokenizer" else missing) in refusal(folder)
 
 
-@pytest.mark.parametrize("file", [INDEX, UNET, SCHEDULER])
-@pytest.mark.parametrize("content", ["", "{", "[]"])
+@pytest.mark.parametrize("file", [INDEX, UNET, VAE, TEXT, SCHEDULER, *TOKENIZER])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", '{"größe": 1}'.encode("latin-1")])
 def test_a_broken_file_is_named(file, content, pipeline, tmp_path):
     folder = shutil.copytree(pipeline, tmp_path / "sd", ignore=shutil.ignore_patterns("*.safetensors"))
-    (folder / file).write_text(content)
-    assert file in refusal(folder)
+    (folder / file).write_bytes(content)
+    assert f"{folder}/{file} " in (sentence := refusal(folder)) and sentence.endswith("; fetch it anew.")
+
+
+def test_a_tokenizer_of_another_kind_is_refused(pipeline, tmp_path):
+    folder = shutil.copytree(pipeline, tmp_path / "sd", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / TOKENIZER[0]).write_text('{"model": {}}')
+    said = (
+        f"policy.path={folder}/tokenizer: its tokenizer cannot be loaded from tokenizer.json, tokenizer_config.json ("
+    )
+    assert refusal(folder).startswith(said)
 
 
 def test_what_is_no_pipeline_is_told(pipeline, tmp_path):

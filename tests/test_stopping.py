@@ -96,6 +96,20 @@ def test_stopped_and_resumed_equals_uninterrupted(place, call, kept, finished, t
     assert timeless(folder) == timeless(finished) and same(final_state(folder), final_state(finished))
 
 
+def test_ctrl_c_tells_how_to_resume_this_run(tmp_path):
+    """And not the last one under runs/; the command that is told goes on with it."""
+    folder = tmp_path / "elsewhere" / "seed=1"
+    command = [*LONGER, "iterations=2", "checkpoint_every=1", "evaluation.max_prompts=2", f"run_dir='{folder}'"]
+    before = functools.partial(signalled_at, f"{FINETUNER}._optimizer_step", 5, (signal.SIGINT,))
+    code, err = stopped(command, tmp_path / "told", before)
+    told = f"stopped by SIGINT; python -m src.run \"resume='{folder}'\" goes on from the last checkpoint.\n"
+    assert (code, err) == (130, told)
+    assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1]
+    done = run_forked(*shlex.split(re.search(r"src\.run (.*) goes on", err)[1]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["iteration"] for row in rows_of(folder, "iteration")] == [1, 2] and (folder / "summary.json").exists()
+
+
 @pytest.mark.parametrize("seconds", [0.2, pytest.param(2.0, marks=slow), pytest.param(5.0, marks=slow)])
 def test_stopped_while_it_imports(seconds, tmp_path):
     """A real process; before Python has come to our first line the signal ends it, which the shell tells as 143."""
@@ -246,7 +260,15 @@ def outcomes(root: Path) -> dict[str, str]:
     return {job["swept"][0]: job["state"] for job in found}
 
 
-def test_a_stopped_sweep_begins_no_other_job(tmp_path, four_prompts):
+def assert_each_iteration_once(root: Path) -> None:
+    for file in root.glob("*/metrics.jsonl"):
+        last = json.loads((file.parent / "summary.json").read_text())["iterations"]
+        assert [row["iteration"] for row in rows_of(file.parent, "iteration")] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=slow)])
+def test_a_stopped_sweep_begins_no_other_job(again, tmp_path, four_prompts):
+    """The same command ends what was begun, and begins what was not."""
     root = tmp_path / "sweep"
     command = ["-m", *four_prompts, "threads=1", "checkpoint_every=9", "seed=1,2", f"hydra.sweep.dir={root}"]
     code, err = stopped(command, tmp_path / "told", functools.partial(signalled_at, f"{FINETUNER}.update", 1))
@@ -255,6 +277,16 @@ def test_a_stopped_sweep_begins_no_other_job(tmp_path, four_prompts):
     out = (tmp_path / "told" / "out").read_text()
     assert ": stopped by SIGTERM; the same command goes on with it." in out and "0 of 1 jobs" in out
     assert "report:" not in out and not list(root.glob("jobs/*traceback*"))
+    if not again:
+        return
+    (begun,) = root.glob("*/metrics.jsonl")
+    rows = rows_of(begun.parent)
+    done = run_forked(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert outcomes(root) == {"seed=1": "resumed", "seed=2": "done"} and "2 of 2 jobs are finished" in done.stdout
+    assert rows_of(begun.parent)[: len(rows)] == rows  # to the second: what was done is not done again
+    assert_each_iteration_once(root)
+    assert "skipped, for it is finished" in run_forked(*command).stdout
 
 
 @pytest.mark.slow
@@ -263,7 +295,7 @@ def test_a_stopped_sweep_begins_no_other_job(tmp_path, four_prompts):
 def test_a_sweep_whose_jobs_run_elsewhere_is_stopped(launcher, signum, tmp_path, four_prompts):
     """All of them: none is left running. The same command ends what they have begun."""
     root = tmp_path / "sweep"
-    options = [*four_prompts, "iterations=300", "evaluation.every=1000", f"hydra/launcher={launcher}"]
+    options = [*four_prompts, "iterations=30", "evaluation.every=1000", f"hydra/launcher={launcher}"]
     command = [sys.executable, "-m", "src.run", "-m", *options, "seed=1,2", f"hydra.sweep.dir={root}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while sum(len(rows_of(path.parent)) > 4 for path in root.glob("*/metrics.jsonl")) < 2:
@@ -277,3 +309,12 @@ def test_a_sweep_whose_jobs_run_elsewhere_is_stopped(launcher, signum, tmp_path,
     rows = {path: path.read_text() for path in root.glob("*/metrics.jsonl")}
     time.sleep(3)
     assert rows == {path: path.read_text() for path in rows}  # nobody writes any more
+    kept = {path: torch.load(path.parent / "checkpoints/last.ckpt")["progress"]["iteration"] for path in rows}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "2 of 2 jobs are finished" in again.stdout, again.stderr[-2000:]
+    assert outcomes(root) == {"seed=1": "resumed", "seed=2": "resumed"}
+    for path, text in rows.items():
+        before = [json.loads(line) for line in text.splitlines()]
+        done = [row for row in before if row["iteration"] <= kept[path]]
+        assert done and rows_of(path.parent)[: len(done)] == done
+    assert_each_iteration_once(root)

@@ -4,6 +4,7 @@ Against a server of our own on this machine, which keeps what the real client se
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,11 @@ import wandb
 
 import src.loggers.wandb as tracker
 from src.loggers.jsonl import JsonlLogger
-from src.loggers.wandb_files import Session, records, sessions, values_of
-from tests.conftest import LONGER, rows_of
+from src.loggers.wandb_files import records, sessions, values_of
+from tests.conftest import LONGER, ROOT, rows_of
 from tests.forked import call_forked, run_forked
 from tests.test_resume import kill_at
-from tests.wandb_server import KEY, StoredRun, WandbServer, wandb_server
+from tests.wandb_server import HISTORY, KEY, StoredRun, WandbServer, wandb_server
 
 RUN = [
     *(override for override in LONGER if not override.startswith("logger")),
@@ -47,14 +48,18 @@ def server(monkeypatch):
         assert not listening.unknown
 
 
-def sync(folder: Path, server: WandbServer) -> StoredRun:
-    """What docs/guides/wandb.md tells to do; returns the only run that the server then has."""
-    command = [sys.executable, "-m", "wandb", "sync", "wandb"]
-    here = {"env": os.environ | server.environment(), "cwd": folder}
-    done = subprocess.run(command, **here, capture_output=True, text=True, timeout=120)
+def told(out: str) -> str:
+    """The command that a run tells at its end."""
+    return re.search(r"^W&B: logged offline; to send it: (.*)$", out, re.M)[1]
+
+
+def sync(command: str, server: WandbServer, where: Path) -> list[StoredRun]:
+    """Types the command; returns the runs that the server then has."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    here = {"env": os.environ | server.environment() | {"PATH": path}, "cwd": where}
+    done = subprocess.run(command, shell=True, **here, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr
-    (run,) = server.runs.values()
-    return run
+    return list(server.runs.values())
 
 
 def plain(rows: list[dict]) -> list[dict]:
@@ -75,8 +80,9 @@ def test_killed_resumed_and_synced(tmp_path, server):
     kill_at(folder, "row 5", [*RUN, f"run_dir={folder}"])
     done = run_forked(f"resume={folder}")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"to send it: wandb sync {folder}/wandb" in done.stdout
-    run = sync(folder, server)
+    command = told(done.stdout)
+    assert command == f"wandb sync {folder}/wandb"
+    (run,) = sync(command, server, tmp_path)
     assert_every_row_once(run, folder)
     assert run.exit_codes[-1] == 0 and run.last("displayName") == "run"
     pictures = [row["samples"]["path"] for row in run.history if row["kind"] == "evaluation"]
@@ -84,7 +90,8 @@ def test_killed_resumed_and_synced(tmp_path, server):
     tables = [artifact for artifact in server.artifacts if artifact["name"].endswith("pictures_and_scores")]
     assert len(tables) == 3 and all(table["committed"] and len(table["files"]) > 2 for table in tables)
     before = len(run.history)
-    assert len(sync(folder, server).history) == before  # and once more sends nothing
+    (again,) = sync(command, server, tmp_path)
+    assert len(again.history) == before  # once more sends nothing
 
 
 # ------------------------------------------------------- sessions of a run that logs by itself, which takes no seconds
@@ -96,6 +103,7 @@ def log(folder: Path, mode: str, resumed_at: int, last: int, kill: bool) -> None
     rows = metrics.forget_after(resumed_at)
     options: dict[str, Any] = {"group": "g", "tags": [], "config": {}, "resumed_at": resumed_at, "rows": rows}
     wandb_logger = tracker.make_wandb_logger(folder, "p", mode, **options)
+    print(wandb_logger.told, flush=True)
     for iteration in range(resumed_at + 1, last + 1):
         row = {"kind": "iteration", "iteration": iteration, "reward_queries": 4 * iteration}
         wandb_logger.add_media({"samples": wandb.Image(np.zeros((8, 8, 3), np.uint8))})
@@ -108,10 +116,12 @@ def log(folder: Path, mode: str, resumed_at: int, last: int, kill: bool) -> None
     wandb.finish()
 
 
-def session(folder: Path, mode: str, resumed_at: int, last: int, kill: bool = False) -> None:
-    folder.mkdir(exist_ok=True)
+def session(folder: Path, mode: str, resumed_at: int, last: int, kill: bool = False) -> str:
+    """Returns what is printed."""
+    folder.mkdir(parents=True, exist_ok=True)
     done = call_forked(log, folder, mode, resumed_at, last, kill)
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr[-2000:]
+    return done.stdout
 
 
 def test_two_kills_and_an_end(tmp_path, server):
@@ -120,11 +130,11 @@ def test_two_kills_and_an_end(tmp_path, server):
     What the first session has left is sent before it is known where the second goes on.
     """
     folder = tmp_path / "run"
-    session(folder, "offline", 0, 4, kill=True)
-    assert [row["iteration"] for row in sync(folder, server).history] in ([1, 2, 3], [1, 2, 3, 4])
+    out = session(folder, "offline", 0, 4, kill=True)
+    (first,) = sync(told(out), server, tmp_path)
+    assert [row["iteration"] for row in first.history] in ([1, 2, 3], [1, 2, 3, 4])
     session(folder, "offline", 2, 6, kill=True)
-    session(folder, "offline", 5, 8)
-    run = sync(folder, server)
+    (run,) = sync(told(session(folder, "offline", 5, 8)), server, tmp_path)
     assert_every_row_once(run, folder)
     assert [row["iteration"] for row in run.history] == list(range(1, 9)) and len(server.runs) == 1
     assert run.summary["iteration"] == 8 and run.exit_codes[-1] == 0
@@ -148,8 +158,8 @@ def test_what_was_logged_without_wandb_is_sent_too(tmp_path, server):
     folder = tmp_path / "run"
     session(folder, "disabled", 0, 3)
     assert not (folder / "wandb").exists()
-    session(folder, "offline", 3, 5)
-    assert_every_row_once(sync(folder, server), folder)
+    (run,) = sync(told(session(folder, "offline", 3, 5)), server, tmp_path)
+    assert_every_row_once(run, folder)
     shutil.rmtree(folder / "wandb")
     session(folder, "offline", 5, 6)
     (left,) = sessions(folder)
@@ -189,7 +199,6 @@ def test_what_a_kill_may_leave_of_the_file(tmp_path):
 
 
 def test_an_id_that_was_lost_is_found_again(tmp_path):
-    """And of an online session that was killed, the server may have less than its file."""
     folder = tmp_path / "run"
     session(folder, "offline", 0, 1, kill=True)
     stored = (folder / "wandb_id.txt").read_text()
@@ -199,8 +208,40 @@ def test_an_id_that_was_lost_is_found_again(tmp_path):
     killed, ended = sessions(folder)
     assert killed.file.name == ended.file.name == f"run-{stored}.wandb" and ended.ended and not killed.ended
     assert tracker._sync_command(Path("a b"), [killed, ended]) == "wandb sync 'a b/wandb'"
-    online = Session(killed.file.parent.rename(tmp_path / "run-1-abc") / killed.file.name)
-    assert tracker._sync_command(Path("run"), [online, ended]) == "wandb sync --include-online run/wandb"
+
+
+@pytest.mark.slow
+def test_several_runs_are_sent_at_once(tmp_path, server):
+    """By the guide's command, one of them killed and resumed in between."""
+    page = (ROOT / "docs/guides/wandb.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(wandb sync [^#\n]*?) *#", page, re.M)
+    assert command == "wandb sync runs/*/wandb"
+    folders = [tmp_path / "runs" / name for name in ("a b", "one")]
+    session(folders[0], "offline", 0, 3, kill=True)
+    session(folders[0], "offline", 2, 4)
+    session(folders[1], "offline", 0, 2)
+    sync(command, server, tmp_path)
+    for folder in folders:
+        assert_every_row_once(server.runs["p", (folder / "wandb_id.txt").read_text()], folder)
+    assert len(server.runs) == 2
+
+
+@pytest.mark.slow
+def test_what_a_killed_online_session_has_not_sent_is_sent_with_the_rest(tmp_path, server, monkeypatch):
+    """The server has heard of its beginning, and is told the rows that it lacks, each once."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        for key, value in server.environment().items():
+            patch.setenv(key, value)
+        session(folder, "online", 0, 4, kill=True)
+    (run,) = server.runs.values()
+    missed = run.streamed.get(HISTORY, {})
+    missed.pop(max(missed, default=0), None)  # the last that came is lost
+    command = told(session(folder, "offline", 2, 6))
+    assert command == f"wandb sync --include-online {folder}/wandb"
+    (run,) = sync(command, server, tmp_path)
+    assert_every_row_once(run, folder)
+    assert [row["iteration"] for row in run.history] == list(range(1, 7))
 
 
 def ended_in_a_hurry(folder: Path) -> None:
@@ -225,6 +266,28 @@ def test_a_server_that_answers_no_more_does_not_keep_a_run_that_is_told_to_stop(
     released.set()
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
     assert time.monotonic() - start < 30
+    assert list(sessions(folder)[0].rows().values()) == [("iteration", 1)]
+
+
+def log_as_nobody(folder: Path) -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    tracker.make_wandb_logger(folder, "p", "offline", "g", [], {}).log_metrics({"kind": "iteration", "iteration": 1})
+    wandb.finish()
+
+
+def test_a_cache_that_takes_no_files(open_place, monkeypatch):
+    """A home that is read-only, with the folder in it: W&B would fill the screen with errors of its own."""
+    home, folder = open_place / "home", open_place / "run"
+    (home / ".cache" / "wandb").mkdir(parents=True)
+    folder.mkdir()
+    folder.chmod(0o777)
+    for place in (home, home / ".cache", home / ".cache" / "wandb"):
+        place.chmod(0o555)
+    monkeypatch.setenv("HOME", str(home))
+    done = call_forked(log_as_nobody, folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "wandb" / "cache").is_dir() and not list((home / ".cache" / "wandb").iterdir())
     assert list(sessions(folder)[0].rows().values()) == [("iteration", 1)]
 
 

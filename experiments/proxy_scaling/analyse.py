@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.errors import told_in_one_sentence
-from src.files import read_json, read_text
+from src.files import read_json
 from src.report.figures import JUDGE
 from src.report.runs import Run, find_runs, flat
 from src.report.study import against, compare, crossing, means, table, write_tables
 from src.report.study_plots import draw_curves, proxy_and_gold
+from src.runs.folder import read_config
 
 HERE = Path(__file__).parent
 COLUMNS = ["accuracy", "proxy_end", "gold_peak", "gold_end", "overoptimization", "gold_at_kl", "lost_at_kl"]
@@ -23,7 +22,7 @@ def reward_folder(config: dict[str, Any]) -> Path:
 
 
 def arm(config: dict[str, Any]) -> str:
-    pairs = yaml.safe_load(read_text(reward_folder(config) / "config.yaml"))["pairs"]
+    pairs = read_config(reward_folder(config), ["pairs"])["pairs"]
     return f"{pairs:>5,} comparisons"
 
 

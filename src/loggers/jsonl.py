@@ -36,8 +36,12 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            error.filename = str(self.path)  # which a full disk does not say
+            raise
 
     @rank_zero_only
     def forget_after(self, iteration: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from wandb.sdk import wandb_setup
 from wandb.sdk.lib.wbauth import authenticate_session
 
 from src.errors import UserError, first_line
+from src.files import make_folder
 from src.loggers.tracker import Tracker
 from src.loggers.wandb_files import RowName, Session, sessions
 from src.runs.folder import write_text
@@ -169,8 +171,9 @@ def _keep_files_in(run_dir: Path) -> None:
     """Pictures of tables wait for their upload in the run folder; so does the rest where the home is read-only."""
     folders = {"WANDB_DATA_DIR": run_dir / "wandb"}
     try:
-        wandb.env.get_cache_dir().mkdir(parents=True, exist_ok=True)
-    except OSError:
+        make_folder(cache := wandb.env.get_cache_dir())
+        tempfile.TemporaryFile(dir=cache).close()  # a folder may be there, and nothing be let in
+    except (UserError, OSError):
         folders["WANDB_CACHE_DIR"] = run_dir / "wandb" / "cache"
     for key, folder in folders.items():
         if os.environ.get(key) == _own_folders.get(key):  # the user's own choice stays

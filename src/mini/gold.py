@@ -80,7 +80,7 @@ class GoldAnnotator(RewardModel):
         self.members = torch.nn.ModuleList(
             load_strictly(ResNetForImageClassification, folder, f"gold path={folder}") for folder in folders
         )
-        labels = read_json(folders[0] / "config.json", f"gold path={path}")["id2label"]
+        labels = read_json(folders[0] / "config.json", f"gold path={path}", ["id2label"])["id2label"]
         self.names = [labels[str(k)] for k in range(len(labels) - 1)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from src.errors import UserError, told_in_one_sentence
-from src.files import make_folder, read_json, remove, user_path, write_bytes, write_json
+from src.files import make_folder, read_object, remove, user_path, write_bytes, write_json
 from src.report.runs import STOPPED
 from src.screen import survive_its_end
 
@@ -46,7 +46,7 @@ def keep(runs: Path, kept: Path, light: bool = False) -> list[Path]:
 def _tell_stopped(runs: Path) -> None:
     """Writes into the folder of a run that had to stop why it had to, as its sweep was told."""
     for file in sorted(runs.glob("jobs/*.json")):
-        job = read_json(file)
+        job = read_object(file)
         folder = runs / job["job"]
         evaluated = (folder / "metrics.jsonl").exists() and not (folder / "summary.json").exists()
         if evaluated and job["state"] == "failed" and job.get("exit_code") == 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 from src.config import default_of, default_values
 from src.errors import UserError
-from src.files import read_json, read_rows, user_path
+from src.files import read_object, read_rows, user_path
 from src.overrides import choice_of
 from src.progress import track
 from src.runs.folder import read_config
@@ -87,7 +87,7 @@ class Run:
         Empty where none is known.
         """
         file = self.folder / "versions.json"
-        found = read_json(file) if file.exists() else {}
+        found = read_object(file) if file.exists() else {}
         commits = dict.fromkeys(each for each in (*found.get("earlier_commits", []), found.get("commit")) if each)
         return " ".join(each[:9] + ("+changes" if each.endswith("+changes") else "") for each in commits)
 
@@ -157,7 +157,7 @@ class Run:
         if not self.trained:
             return None
         file = ROOT / (self.config["suite"].get("control") or "")
-        known = read_json(file)["best_of_n"] if file.is_file() else {}
+        known = read_object(file).get("best_of_n", {}) if file.is_file() else {}
         of = known.get(f"{self.trained}/of")
         if of is None or of != choice_among(self.config, self.trained):
             return None

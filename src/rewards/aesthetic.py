@@ -56,13 +56,7 @@ class AestheticReward(RewardModel):
         elif path:
             folder = fetch(path, "aesthetic path", ["config.json", "model.safetensors"], revision=revision)
             option = f"aesthetic path={path}"
-            config = read_json(folder / "config.json", option)
-            if "hidden" not in config:
-                raise UserError(
-                    f"{option}: its config.json is of another kind of model (hidden is missing); "
-                    "give a folder of this one."
-                )
-            self._build(config["hidden"], seed)
+            self._build(read_json(folder / "config.json", option, ["hidden"])["hidden"], seed)
             fill(self.mlp, folder / "model.safetensors", option)
         else:
             self._build(hidden or [64, 16], seed)

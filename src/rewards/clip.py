@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from src.files import write_json
-from src.hub import TOKENIZER, fetch, load_tokenizer, read_json
+from src.hub import MOMENTS, TOKENIZER, fetch, load_tokenizer, read_json
 from src.rewards.base import DTYPES, Comparisons, Images, Precision, RewardModel, tower_input
 from src.rewards.towers import clip_tower
 from src.saving import save_tokenizer
@@ -60,7 +60,9 @@ class CLIPReward(RewardModel):
             clip_tower(folder, f"reward path={path}", precision, shared),
             load_tokenizer(CLIPTokenizer, processed, "reward processor"),
             read_json(
-                processed / "preprocessor_config.json", "reward processor" if processor else f"reward path={path}"
+                processed / "preprocessor_config.json",
+                f"reward processor={processor}" if processor else f"reward path={path}",
+                MOMENTS,
             ),
             DTYPES[precision],
         )

@@ -16,9 +16,8 @@ from transformers import CLIPModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionM
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from src.errors import UserError
 from src.files import write_json
-from src.hub import TOKENIZER, fetch, fill, load_strictly, load_tokenizer, read_json
+from src.hub import MOMENTS, TOKENIZER, fetch, fill, load_strictly, load_tokenizer, read_json
 from src.rewards.base import Images, RewardModel, tower_input
 from src.saving import save_tokenizer
 from src.texts import longer_than
@@ -39,9 +38,7 @@ class ImageTextReward(RewardModel):
         super().__init__()
         folder = fetch(path, "reward path", ["config.json", "model.safetensors", "tokenizer_config.json"], TOKENIZER)
         option = f"reward path={path}"
-        config = read_json(folder / "config.json", option)
-        if missing := {"vision", "text", "head", "image_mean", "image_std"} - set(config):
-            raise UserError(f"{option}: its config.json is of another kind of model ({min(missing)} is missing).")
+        config = read_json(folder / "config.json", option, ("vision", "text", "head", *MOMENTS))
         self._build(config, load_tokenizer(CLIPTokenizer, folder, "reward path"))
         fill(self, folder / "model.safetensors", option)
         self.requires_grad_(False).eval()
@@ -122,7 +119,7 @@ class FreshImageTextReward(ImageTextReward):
         vision, words = pair.vision_model, pair.text_model.get_input_embeddings()
         width = words.embedding_dim
         tokenizer = load_tokenizer(CLIPTokenizer, Path(clip), "reward clip")
-        processor = read_json(Path(clip) / "preprocessor_config.json", "reward clip")
+        processor = read_json(Path(clip) / "preprocessor_config.json", f"reward clip={clip}", MOMENTS)
         shape = (
             "hidden_size",
             "intermediate_size",

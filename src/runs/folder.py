@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config import default_values
+from src.config import default_values, needed_keys
 from src.errors import UserError
-from src.files import expanded, make_folder, read_json, reason, user_path, write_json, write_text
+from src.files import expanded, make_folder, read_object, reason, user_path, write_json, write_text
 from src.overrides import written
 
 RUNS = Path("runs")
@@ -26,6 +26,8 @@ FOLDER_TOLD = "OVEROPT_RUN_DIR"  # in the environment of ranks beyond the first
 LOCK = ".lock"  # held by the process that runs in the folder
 HOW = ("threads", "logger", "checkpoint_every")  # keys that say how a run is run, and not what it is
 RESUMABLE = ("iterations=", "checkpoint_every=", "threads=", "logger.", "evaluation.every=")
+SHOWN = ("suite", "train_reward", "iterations")  # keys of a stored configuration that reports cannot do without
+ANEW = "start anew elsewhere"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "hydra-core", "wandb", "torchmetrics", "numpy")
 SPARE_BYTES = 50 * 1024**2  # for pictures, metrics and W&B, beside a checkpoint and the next one being written
 
@@ -136,21 +138,35 @@ def stored_task(resume: str) -> str:
     return read_config(find_run(resume)).get("task", "finetune")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. Raises UserError, with what to do, where it cannot be read."""
+def read_config(folder: Path, needed: Collection[str] = SHOWN, instead: str = ANEW) -> dict[str, Any]:
+    """The configuration that a run was started with. Raises UserError, with what to do, where it cannot be read.
+
+    Args:
+        folder: of the run.
+        needed: keys that it has to have; a run that goes on needs more of them than one that is shown.
+        instead: what else can be done.
+    """
     path = folder / "config.yaml"
     try:
         stored: Any = OmegaConf.to_container(OmegaConf.load(path))
-        fault = "" if isinstance(stored, dict) and "suite" in stored else "it is no configuration of a run"
-        fault = fault if path.stat().st_size else "it is empty"
+        fault = _lacks(stored, needed) if path.stat().st_size else "it is empty"
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         fault = " ".join(str(error).split())
     if fault:
         raise UserError(
-            f"{path} cannot be read ({fault}): put the config.yaml of a run of the same command in its place, or start "
-            f"anew elsewhere{weights_in(folder)}."
+            f"{path} cannot be read ({fault}): put the config.yaml of a run of the same command in its place, or "
+            f"{instead}{weights_in(folder)}."
         )
     return expanded(stored)
+
+
+def _lacks(stored: Any, needed: Collection[str]) -> str:
+    """What a stored configuration lacks; empty where it is whole."""
+    suite = stored.get("suite") if isinstance(stored, dict) else None
+    if not isinstance(suite, dict) or not isinstance(suite.get("rewards"), dict):
+        return "it is no configuration of a run"
+    missing = [key for key in needed if key not in stored]
+    return f"it has no {missing[0]}" if missing else ""
 
 
 def weights_in(folder: Path) -> str:
@@ -164,7 +180,7 @@ def stored_config(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
     Raises UserError on one that would make it another run.
     """
-    stored = OmegaConf.create(read_config(folder))
+    stored = OmegaConf.create(read_config(folder, needed_keys()))
     values = [o for o in overrides if not o.startswith("resume=")]
     for override in values:
         if not override.startswith(RESUMABLE):
@@ -180,7 +196,7 @@ def write_config(folder: Path, cfg: dict[str, Any]) -> None:
     """config.yaml (resolved) and versions.json, each whole or not at all; the latter also tells what went before it."""
     path, now = folder / "versions.json", versions()
     if path.exists():  # the run goes on
-        before = read_json(path, "remove it, and the run goes on")
+        before = read_object(path, "remove it, and the run goes on")
         now["earlier_commits"] = [*before.get("earlier_commits", []), before["commit"]]
     write_json(path, now)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))

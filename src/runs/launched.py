@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.runs.folder import find_run
+from src.runs.folder import find_run, read_config
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in the order in which Lightning looks
 COUNTS = ("WORLD_SIZE", "SLURM_NTASKS")
@@ -27,8 +27,7 @@ def is_one_process(trainer: Any) -> bool:
 
 def stored_trainer(resume: str) -> Any:
     """The options of the trainer that a run to resume was started with."""
-    stored: Any = OmegaConf.load(find_run(resume) / "config.yaml")
-    return stored.get("trainer", {})
+    return read_config(find_run(resume)).get("trainer") or {}
 
 
 def check_environment(trainer: Any) -> None:

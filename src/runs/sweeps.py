@@ -32,9 +32,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.table import Table
 
-from src.config import Task, check, default_of, default_values
+from src.config import Task, check, default_of, default_values, needed_keys
 from src.errors import UserError, sentence_of
-from src.files import make_folder, read_json, user_path, write_json, write_text
+from src.files import make_folder, read_object, user_path, write_json, write_text
 from src.report.runs import IGNORED, describes, find_runs, flat
 from src.runs.folder import LOCK, read_config
 from src.runs.launched import is_one_process
@@ -248,7 +248,7 @@ def _settle(composed: DictConfig, folder: Path, run: Callable[[DictConfig], Any]
         return "done"
     _refuse_another(folder, cfg)
     if (folder / "summary.json").exists():
-        read_json(folder / "summary.json", AGAIN)
+        read_object(folder / "summary.json", AGAIN)
         print(f"skipped, for it is finished: {folder}", flush=True)
         return "skipped"
     if cfg["task"] != "train_reward":
@@ -280,7 +280,7 @@ def threads_of_a_job(launcher: Any) -> int | None:
 
 def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
     """Raises UserError if the folder holds a run of another configuration."""
-    stored = read_config(folder)
+    stored = read_config(folder, needed_keys())
     wanted: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(cfg))))
     there, here = (flat({k: v for k, v in c.items() if k not in IGNORED}) for c in (default_values() | stored, wanted))
     for key in sorted(there | here):
@@ -297,7 +297,7 @@ def _refuse_another(folder: Path, cfg: dict[str, Any]) -> None:
 def _objective(folder: Path, key: str | None) -> float:
     if key is None:
         return float("nan")
-    final = read_json(folder / "summary.json", AGAIN).get("final", {})
+    final = read_object(folder / "summary.json", AGAIN).get("final", {})
     if key not in final:
         raise UserError(
             f"objective={key} is not among the final figures in {folder / 'summary.json'}: choose one of them."
@@ -380,7 +380,7 @@ def _untold(root: Path, name: str) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """What a file tells; nothing where it is not there, or broken: the other jobs are told all the same."""
     with contextlib.suppress(UserError, OSError):
-        return read_json(path)
+        return read_object(path)
     return {}
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from src.callbacks.evaluation import NO_SPREAD, CrossRewardEvaluation
-from src.errors import TrainingError, UserError
+from src.errors import TrainingError, UserError, reward_is_broken
 from src.files import make_folder, remove, write_bytes
 from src.loggers.tracker import tell_where_to_look
 from src.policy.diffusion import DiffusionPolicy
@@ -39,6 +39,7 @@ from src.tasks.session import POOL, new_run, session, stored_run
 from src.types import Rollout
 
 Latents = Float[Tensor, "b c h w"]
+WITHOUT_IT = "The base is in order: start anew without this setting."  # where drawing at one gives no pictures
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ class Scorer:
         self, pictures: Float[Tensor, "n 3 h w"], prompts: Sequence[str], differentiable: bool = False
     ) -> Float[Tensor, " n"]:
         """Raises TrainingError where pictures or scores are no numbers."""
-        self._check("a predicted picture", pictures)
+        self._check("a predicted picture", pictures, WITHOUT_IT)
         scores = self.model.score(pictures, prompts, differentiable=differentiable)
-        self._check(f"the reward {self.name}", scores)
+        self._check(f"the reward {self.name}", scores, reward_is_broken(self.name))
         return scores
 
-    def _check(self, name: str, values: Tensor) -> None:
+    def _check(self, name: str, values: Tensor, mend: str) -> None:
         if not torch.isfinite(values).all():
-            raise TrainingError(f"{name} is not finite at {self.place}; stopped. The rows before it are intact.")
+            raise TrainingError(f"{name} is not finite at {self.place}; stopped. {mend}")
 
 
 def opened(composed: DictConfig, name: str, act: Callable[[dict[str, Any], Path], Any]) -> Any:
@@ -215,6 +216,8 @@ class Guided:
 
 class ControlSeries(Series[Setting]):
     """An iteration takes up a setting."""
+
+    remedy = WITHOUT_IT
 
     def __init__(
         self,

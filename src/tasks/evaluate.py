@@ -4,8 +4,7 @@ The base first, then every checkpoint of a series, or one checkpoint by degrees 
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
-from src.config import default_values
-from src.errors import TrainingError, UserError
+from src.config import default_values, needed_keys
+from src.errors import UserError
 from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
 from src.policy.adoption import adopt, check_fit
@@ -25,8 +24,7 @@ from src.report.page import write_report
 from src.report.runs import find_runs, read_run
 from src.report.series import series_table, verdict
 from src.report.watching import shipment
-from src.runs.folder import open_run_dir, versions, write_json
-from src.runs.resuming import command_to_resume
+from src.runs.folder import open_run_dir, read_config, versions, write_json
 from src.screen import quieten, show
 from src.tasks.building import build, build_callback, build_rewards
 from src.tasks.members import Point, paths_of, points_of
@@ -34,6 +32,7 @@ from src.tasks.outcome import Row, kl_sentence, outcome_table
 from src.tasks.series import Series, build_evaluation, go_through, members_of
 from src.tasks.session import new_run, session, stored_run
 
+AS_OTHERS = "copy the weights to a folder without one, to evaluate them as weights of others"
 FREE = (  # what may be chosen when a run of ours is evaluated; the rest is the run's own
     *(
         "weights",
@@ -88,23 +87,10 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     series = WeightSeries(policy, cfg["train_reward"], members_of(cfg, rewards), points, cfg["policy"]["path"])
     evaluation = build_evaluation(cfg, folder, policy, rewards)
     watches = build_watches(cfg, folder, series)
-    with told_how_to_go_on(folder):
-        seconds, loggers = go_through(cfg, folder, series, evaluation, watches)
+    seconds, loggers = go_through(cfg, folder, series, evaluation, watches)
     summary = summarise(cfg, folder, series, evaluation, watches, seconds)
     tell_where_to_look(loggers)
     return summary
-
-
-@contextmanager
-def told_how_to_go_on(folder: Path) -> Iterator[None]:
-    """An error in the middle of a series ends with the command that goes on with it."""
-    try:
-        yield
-    except (UserError, TrainingError) as error:
-        if not (folder / "checkpoints" / "last.ckpt").exists():
-            raise
-        told = f"{error} What was evaluated before is kept: {command_to_resume(folder)} goes on."
-        raise type(error)(told) from error
 
 
 # ----------------------------------------------------------------------------------------- a run of ours, as it was run
@@ -133,8 +119,7 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 
     Raises UserError on anything else that it says: the weights would be evaluated as something that they are not.
     """
-    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    stored = default_values() | stored
+    stored = default_values() | read_config(folder, needed_keys(), AS_OTHERS)
     if stored["task"] not in ("finetune", "evaluate"):
         raise UserError(f"weights={composed.weights}: {folder} is a run of {stored['task']}, which has no policy.")
     stored |= {"task": "evaluate", "name": None, "objective": None, "resume": None}
@@ -161,6 +146,8 @@ def as_in_run(folder: Path, composed: DictConfig, overrides: list[str]) -> DictC
 
 class WeightSeries(Series[Point]):
     """An iteration takes up weights that somebody else has trained."""
+
+    remedy = "The base is in order: leave these weights out, or give an earlier checkpoint or a smaller scale=."
 
     @property
     def when(self) -> str:

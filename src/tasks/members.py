@@ -2,16 +2,16 @@
 
 import glob
 import itertools
-import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
-from src.files import near, user_path
+from src.files import near, read_object, user_path
 from src.policy.weights import Weights, recognise
 
 NUMBER = re.compile(r"\d+")
@@ -98,10 +98,10 @@ def queries_of(path: Path) -> int | None:
     """Reward queries behind weights of ours: best/ tells them in at.json, a run in summary.json; else None."""
     for file in (path / "at.json", path / "summary.json", path.parent / "at.json", path.parent / "summary.json"):
         if file.is_file():
-            try:
-                return json.loads(file.read_bytes()).get("reward_queries")
-            except ValueError:
-                return None
+            with suppress(UserError):  # of others, who may call any file so
+                queries = read_object(file).get("reward_queries")
+                return queries if isinstance(queries, int) else None
+            return None
     return None
 
 

@@ -6,6 +6,7 @@ training's own.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -17,11 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from src.callbacks.checkpoints import Checkpoints, harmless_contents
 from src.callbacks.evaluation import CrossRewardEvaluation
-from src.errors import TrainingError
+from src.errors import BASE_IS_BROKEN, TrainingError, UserError, reward_is_broken
 from src.learner import Learner
 from src.policy.diffusion import DiffusionPolicy
 from src.prompts import PromptSets, check_prompts
 from src.rewards.base import RewardModel
+from src.runs.resuming import command_to_resume
 from src.tasks.building import build, build_loggers, build_rewards, trainer_faults, trainer_of
 from src.tasks.finetune import load_checkpoint
 from src.tasks.outcome import Row
@@ -62,7 +64,12 @@ class Series(Learner, Generic[P]):
 
     Args:
         policy: what is evaluated. base: what error messages call it before the first point.
+
+    Attributes:
+        remedy: what to do about a point that gives no pictures, where the base does.
     """
+
+    remedy: str
 
     def __init__(
         self, policy: DiffusionPolicy, reward_name: str | None, members: list[str], points: Sequence[P], base: str
@@ -99,15 +106,15 @@ class Series(Learner, Generic[P]):
         return row
 
     def check_pictures(self, images: Tensor, where: str = "") -> None:
-        self._check_finite("a sampled picture", images)
+        self._check_finite("a sampled picture", images, self.remedy if self.iteration else BASE_IS_BROKEN)
 
     def check_scores(self, name: str, scores: Tensor, where: str = "") -> None:
-        self._check_finite(f"the reward {name}", scores)
+        self._check_finite(f"the reward {name}", scores, reward_is_broken(name))
 
-    def _check_finite(self, name: str, values: Tensor) -> None:
+    def _check_finite(self, name: str, values: Tensor, mend: str) -> None:
         if not torch.isfinite(values).all():
             place = self.points[self.iteration - 1].label if self.iteration else f"the base {self.base}"
-            raise TrainingError(f"{name} is not finite at {place}; stopped. The rows before it are intact.")
+            raise TrainingError(f"{name} is not finite at {place}; stopped. {mend}")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {}  # weights lie where they came from
@@ -175,13 +182,25 @@ def go_through(
     started = time.perf_counter()
     if checkpoint is None or (done < points and not progress["stopped"]):
         path = str(folder / "checkpoints" / "last.ckpt") if checkpoint else None
-        with harmless_contents(), trainer_faults():
+        with told_how_to_go_on(folder), harmless_contents(), trainer_faults():
             fit(trainer, series, ckpt_path=path, weights_only=True)
     else:
         series.on_load_checkpoint(checkpoint)
         for callback in (evaluation, *others):
             callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
     return time.perf_counter() - started, loggers
+
+
+@contextmanager
+def told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """An error in the middle of a series ends with the command that goes on with it."""
+    try:
+        yield
+    except (UserError, TrainingError) as error:
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            raise
+        told = f"{error} What was evaluated before is kept: {command_to_resume(folder)} goes on."
+        raise type(error)(told) from error
 
 
 class Told(Callback):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
@@ -24,6 +25,7 @@ from src.mini.data import to_float
 from src.mini.preferences import Pool, pairs_of
 from src.rewards.base import RewardModel
 from src.runs.folder import open_run_dir, versions, write_json
+from src.runs.resuming import how_to_go_on
 from src.screen import quieten, show
 from src.tasks.building import build, trainer_of
 from src.tasks.session import fit, new_run, session
@@ -78,7 +80,7 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
         "test": report,
         "versions": versions(),
     }
-    model.save(folder / "reward")
+    keep(model, folder / "reward")
     write_json(folder / "summary.json", summary)  # last: a sweep takes it for the end
     table = Table(title=f"{cfg['name']}: on pictures it has not seen")
     for column in ("pictures", "accuracy, all pairs", "accuracy, clear pairs", "calibration error", "rank correlation"):
@@ -88,6 +90,14 @@ def train_and_report(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     show(table)
     print(f"weights: {folder / 'reward'}   metrics: {folder / 'metrics.jsonl'}")
     return summary
+
+
+def keep(model: RewardModel, folder: Path) -> None:
+    """Writes the reward. Raises UserError where there is no room."""
+    try:
+        model.save(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder} could not be written ({error}): make room, then {how_to_go_on()}.") from error
 
 
 def weights_of(best: ModelCheckpoint) -> dict[str, Any]:
