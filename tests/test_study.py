@@ -65,16 +65,17 @@ def test_readings_at_equal_levels():
     assert found["gold_at_1.5"] == pytest.approx(0.3)  # half way from 0.4 to 0.2
     assert found["cross_at_1.5"] == pytest.approx(3.0) and found["kl_at_1.5"] == pytest.approx(150)
 
+    assert (found["gold_peak"], found["gold_peak_queries"]) == (0.4, 640)
+    assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
+    assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
+    assert math.isnan(found["reset_share"])
+
 
 def test_readings_at_equal_kl_are_linear_in_its_root():
     found = outcomes(a_run([0, 0.4, 0.2], [0, 1, 2]), at_kl=[25.0, 144.0, 900.0])
     assert found["gold_at_kl_25"] == pytest.approx(0.2) and found["cross_at_kl_25"] == pytest.approx(1.0)
     assert found["proxy_at_kl_144"] == pytest.approx(1 + (12 - 10) / (200**0.5 - 10))
     assert math.isnan(found["gold_at_kl_900"])
-    assert (found["gold_peak"], found["gold_peak_queries"]) == (0.4, 640)
-    assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
-    assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
-    assert math.isnan(found["reset_share"])
 
 
 def test_what_a_reset_costs_the_critic():
