@@ -64,7 +64,6 @@ def test_readings_at_equal_levels():
     found = outcomes(a_run([0, 0.4, 0.2, -0.4], [0, 1, 2, 3]), levels=(1.5,))
     assert found["gold_at_1.5"] == pytest.approx(0.3)  # half way from 0.4 to 0.2
     assert found["cross_at_1.5"] == pytest.approx(3.0) and found["kl_at_1.5"] == pytest.approx(150)
-
     assert (found["gold_peak"], found["gold_peak_queries"]) == (0.4, 640)
     assert found["overoptimization"] == pytest.approx(0.8) and found["held_out_gold_end"] == pytest.approx(-0.5)
     assert found["explained_variance"] == pytest.approx(np.mean(np.arange(16, 31)) / 30)
