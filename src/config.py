@@ -72,6 +72,7 @@ class Suite:
     lr: dict[str, Any] = MISSING  # floats, by what is fine-tuned, then by the algorithm's schedule
     clip_range: float = 1e-4  # of the ratio pi_theta / pi_old, densities per latent dimension
     guard_clip_range: float = 4e-6  # GRPO-Guard's; goes with the root of the latent dimensions
+    dpo_beta: float = 5000.0  # Diffusion-DPO's, of errors averaged over the latent dimensions; goes with their number
     lora_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # with adapters
     normaliser_min_count: int = 16  # rewards of a prompt before its own moments count
     group: int = 16  # samples of a prompt, where they are compared with each other
