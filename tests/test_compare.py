@@ -58,7 +58,7 @@ def test_every_arm_against_one_seed_by_seed(sweep, command):
 def test_an_arm_is_named_by_what_tells_it_apart():
     arms = ["hps, reset=none", "hps, reset=random, ratio=0.1", "hps, reset=random, ratio=0.5"]
     assert compare.named("reset=none", arms) == "hps, reset=none"
-    assert compare.named("ratio=0.5,reset=random", arms) == arms[2]
+    assert compare.named("ratio=0.5,reset=random", arms) == compare.named("reset.ratio=0.5", arms) == arms[2]
     with pytest.raises(UserError, match=r"reset=random fits several of the arms: hps, reset=random, ratio=0.1; "):
         compare.named("reset=random", arms)
 

@@ -280,7 +280,7 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
         fallen = f"none; at {below[-1]:.2f} of {rule['margin']:.2f}" if below and "margin" in rule else "none"
         told = fallen if found.alarm is None else f"{found.alarm:,}"
         delay = "-" if found.delay is None else f"{found.delay:+,}"
-        gains = (f"{found.shipped:+.2f}", f"{found.last:+.2f}")
+        gains = ["-" if gain != gain else f"{gain:+.2f}" for gain in (found.shipped, found.held_out, found.last)]
         rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, found.verdict])
     return rows
 

@@ -16,6 +16,7 @@ class Detection:
     judge_peak: int  # queries at gold's highest gain
     best: int  # queries of the weights that the watch keeps
     shipped: float  # gold's gain of those weights
+    held_out: float  # the same on prompts that no run trains on; nan where there are none
     last: float  # gold's gain at the end
     overoptimized: bool  # gold ended FALLEN or more below its peak
 
@@ -105,6 +106,7 @@ def detect(
         judge_peak=run.queries[peak],
         best=run.queries[best],
         shipped=float(gold[best]),
+        held_out=float(run.series(f"held_out/{judge}/gain")[best]),
         last=float(gold[-1]),
         overoptimized=gold[peak] - gold[-1] >= FALLEN,
     )
