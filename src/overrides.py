@@ -54,13 +54,19 @@ def fault_in(arguments: Sequence[str]) -> str | None:
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides.
 
-    +debug=NAME goes last, since of two files that set the same key the later counts, and a trial is to be short.
+    +debug=NAME goes last of them, since of two files that set the same key the later counts, and a trial is to be short.
     Unless commas divide jobs (-m, +sweeps=), `scale=0,0.5,1` is a list, and `weights=PATH` a path, whatever is in it.
     """
     overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
     if not any(argument in MULTIRUN or argument.startswith("+sweeps=") for argument in arguments):
         overrides = [_as_typed(argument) for argument in overrides]
-    return sorted(overrides, key=lambda argument: (argument not in MULTIRUN, argument.startswith("+debug=")))
+    flags = (k for k, argument in enumerate(overrides) if argument.startswith("-") and argument not in MULTIRUN)
+    flag = next(flags, len(overrides))  # of Hydra's, such as --cfg job: overrides behind it stay there
+    return [*sorted(overrides[:flag], key=_place), *sorted(overrides[flag:], key=_place)]
+
+
+def _place(argument: str) -> tuple[bool, bool]:
+    return argument not in MULTIRUN, argument.startswith("+debug=")
 
 
 def _as_typed(argument: str) -> str:

@@ -35,8 +35,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and the runs they start share the cores
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 compose_faster()
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, and processes that are started would inherit it
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # under nohup, or behind a &; what is started would inherit it
+        signal.signal(number, handler)
 
 
 LONG = (

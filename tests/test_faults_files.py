@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from PIL import Image
 import src.report.__main__ as report
 import src.report.kept
 from src.callbacks.gallery import save_png
-from src.callbacks.watch import OveroptimizationWatch, Seen
+from src.callbacks.keeping import keep_weights
 from src.config import check
 from src.errors import UserError, told_in_one_sentence
 from src.loggers.jsonl import JsonlLogger
@@ -153,22 +152,14 @@ def test_a_sweep_below_home(tmp_path, capfd, monkeypatch):
     assert list((tmp_path / "swept/jobs").glob("*.json")) and not (ROOT / "~").exists()
 
 
-def watch_of(run: Path) -> OveroptimizationWatch:
-    """That has seen one evaluation."""
-    watch = OveroptimizationWatch(str(run), ["hps"], signal="trained")
-    watch.seen = [Seen(0, 4, 0.5, collapsed=False)]
-    return watch
-
-
 def test_what_the_watch_keeps_may_lie_elsewhere(tmp_path):
     """best/ as a link to a larger disk: its target is somebody's, and the next best is not hindered."""
     (tmp_path / "run").mkdir()
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "mine").write_text("precious")
     (tmp_path / "run" / "best").symlink_to(tmp_path / "large")
-    watch = watch_of(tmp_path / "run")
     for _ in range(2):
-        watch._keep(build(), 0.5)
+        keep_weights(tmp_path / "run/best", build(), reward_queries=4)
     assert json.loads((tmp_path / "run/best/at.json").read_text())["reward_queries"] == 4
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["best"]
     assert (tmp_path / "large" / "mine").read_text() == "precious"
@@ -422,7 +413,7 @@ WRITERS = {  # of a run: the file, and what writes it
     "samples/00001.png": lambda run: save_png(Image.effect_noise((99, 99), 90), run / "samples/00001.png"),
     "report.html": lambda run: write_report(find_runs([str(run)]), run / "report.html"),
     "lora": lambda run: build().policy.save(run),
-    "best.partial/lora": lambda run: watch_of(run)._keep(build(), 0.5),
+    "best.partial/lora": lambda run: keep_weights(run / "best", build()),
     "reward": lambda run: keep(CLIPReward(f"{WEIGHTS}/hps"), run / "reward"),
     "samples/0.npz": lambda run: write_arrays(run / "samples/0.npz", x=np.zeros(9999)),
 }

@@ -134,6 +134,8 @@ def test_a_trial_is_short_wherever_it_is_written():
         "seed=1",
         "+debug=tiny",
     ]
+    assert understood(["+debug=tiny", "seed=1", "--cfg", "job"]) == ["seed=1", "+debug=tiny", "--cfg", "job"]
+    assert understood(["--cfg", "job", "+debug=tiny", "seed=1"]) == ["--cfg", "job", "seed=1", "+debug=tiny"]
     assert composed(*understood(["+debug=tiny", "+study=critic"])).iterations == 2
 
 

@@ -43,7 +43,7 @@ def test_what_nobody_reads_is_lost():
 @pytest.mark.slow
 def test_a_run_whose_screen_is_gone_goes_on(tmp_path):
     folder = tmp_path / "run"
-    process = started([*TINY, f"run_dir={folder}"], tmp_path, functools.partial(nobody_reads, 1))
+    process = started([*TINY, "reset.every=1", f"run_dir={folder}"], tmp_path, functools.partial(nobody_reads, 1))
     process.join(300)
     assert process.exitcode == 0 and (tmp_path / "err").read_text() == ""
     assert len(rows_of(folder, "iteration")) == 2 and (folder / "report.html").exists()

@@ -64,7 +64,7 @@ MOMENTS = {  # where, at which call, and the iteration that is kept, None where 
     "an optimizer step": (f"{FINETUNER}._optimizer_step", 8, 3),  # the second of three of the third iteration
     "a reset": pytest.param("src.resets.phase.ResetPhase.__call__", 2, 2, marks=slow),
     "evaluation": pytest.param(f"{EVALUATION}.evaluate", 2, 3, marks=slow),
-    "the watch keeps weights": pytest.param("src.callbacks.watch.OveroptimizationWatch._keep", 2, 3, marks=slow),
+    "the watch keeps weights": pytest.param("src.callbacks.watch.keep_weights", 2, 3, marks=slow),
     "writing a checkpoint": pytest.param("lightning.Trainer.save_checkpoint", 2, 4, marks=slow),
     "the last iteration": pytest.param(f"{FINETUNER}.update", 6, 6, marks=slow),
     "summing up": pytest.param("src.tasks.finetune.summarise", 1, 6, marks=slow),

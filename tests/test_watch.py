@@ -11,7 +11,7 @@ from src.callbacks.evaluation import CrossRewardEvaluation
 from src.callbacks.watch import OveroptimizationWatch
 from src.errors import UserError
 from src.learner import Learner
-from src.metrics.watching import alarm_index, every_reward_fell, kept_index, signal_of
+from src.metrics.watching import alarm_index, every_reward_fell, is_unsound, kept_index, signal_of
 
 ROW = {
     "held_out/hps/gain": 0.4,
@@ -193,6 +193,17 @@ def test_the_base_is_shipped_where_every_reward_fell(tmp_path, capsys):
     again = OveroptimizationWatch(str(tmp_path), REWARDS, signal="trained")
     again.load_state_dict(watch.state_dict())
     assert again.seen == watch.seen and again.sentence() == said
+
+
+def test_weights_whose_own_reward_fell_are_not_kept(tmp_path):
+    """The others fall with it, so that what the watch compares agrees; but not all of them, or it were a collapse."""
+    watch = follow(tmp_path, [0.0, 0.3, 0.35], {1: MIXED}, rewards=REWARDS, signal="trained", keep="last")[0]
+    assert (watch.best, watch.collapse, watch.alarm) == (128, None, None)
+    watch = follow(tmp_path, [0.0, 0.3, 0.35], {2: MIXED}, rewards=REWARDS, signal="trained", keep="last")[0]
+    assert watch.best == 64 and is_unsound(MIXED, "hps", REWARDS) and not is_unsound(MIXED, "aesthetic", REWARDS)
+    again = OveroptimizationWatch(str(tmp_path), REWARDS, signal="trained", margin=0.1)
+    again.load_state_dict({"seen": [each[:4] for each in watch.state_dict()["seen"]]})  # of a run begun before
+    assert again.best == 128
 
 
 def test_sound_weights_are_shipped_before_and_after_a_collapse(tmp_path):

@@ -16,6 +16,7 @@ from src.metrics.watching import (
     Signal,
     alarm_index,
     every_reward_fell,
+    is_unsound,
     kept_index,
     needs_others,
     needs_trained,
@@ -30,13 +31,15 @@ class Seen(NamedTuple):
     queries: int  # reward queries
     signal: float | None  # None where the evaluation lacks what is followed
     collapsed: bool  # every reward fell below the base
+    unsound: bool = False  # or the trained one did
 
 
 class OveroptimizationWatch(Callback):
     """Follows a signal (see signal_of) from evaluation to evaluation, and looks whether all rewards fall together.
 
     best/ holds the weights that the rule would ship, with at.json to say when that was; where a regulariser averages
-    weights, best/ema their average at that time. Weights whose rewards all lie below the base's are never kept.
+    weights, best/ema their average at that time. Never kept are weights whose rewards all lie below the base's, or
+    whose trained reward does.
 
     Args:
         rewards: names of the suite's rewards; judges are none of them.
@@ -90,8 +93,8 @@ class OveroptimizationWatch(Callback):
     def kept(self) -> Seen | None:
         """The evaluation whose weights are kept."""
         followed = self.followed
-        collapsed = [k for k, each in enumerate(followed) if each.collapsed]
-        k = kept_index(self.signals, self.margin, self.patience, self.keep, collapsed)
+        unsound = [k for k, each in enumerate(followed) if each.collapsed or each.unsound]
+        k = kept_index(self.signals, self.margin, self.patience, self.keep, unsound)
         return None if k is None else followed[k]
 
     @property
@@ -133,7 +136,8 @@ class OveroptimizationWatch(Callback):
         value = signal_of(row, pl_module.reward_name, apart, self.signal)
         alarm, collapse = self.alarm, self.collapse
         collapsed = every_reward_fell(row, self.rewards)
-        self.seen.append(Seen(int(row["iteration"]), int(row["reward_queries"]), value, collapsed))
+        unsound = is_unsound(row, pl_module.reward_name, self.rewards)
+        self.seen.append(Seen(int(row["iteration"]), int(row["reward_queries"]), value, collapsed, unsound))
         if value is not None:
             self._record(trainer, pl_module, value)
         if (alarm is None and self.alarm is not None) or (collapse is None and collapsed):
@@ -185,7 +189,7 @@ class OveroptimizationWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "seen" in state_dict:
-            self.seen = [Seen._make(each) for each in state_dict["seen"]]
+            self.seen = [Seen(*each) for each in state_dict["seen"]]
         else:  # of a run that was begun before collapses were looked for
             pairs = zip(state_dict["queries"], state_dict["signals"], strict=True)
             self.seen = [Seen(None, queries, signal, False) for queries, signal in pairs]

@@ -68,6 +68,11 @@ def every_reward_fell(row: Mapping[str, Any], rewards: Iterable[str]) -> bool:
     return bool(highest) and all(high < 0 for high in highest)
 
 
+def is_unsound(row: Mapping[str, Any], trained: str | None, rewards: Iterable[str]) -> bool:
+    """Whether weights are not to be kept: of a joint collapse, or if the reward they were trained on fell, likewise."""
+    return every_reward_fell(row, rewards) or (trained is not None and every_reward_fell(row, [trained]))
+
+
 def alarm_index(signals: list[float], margin: float, patience: int) -> int | None:
     """The first evaluation at which the signal has been more than `margin` below its peak `patience` times in a row."""
     peak, below = float("-inf"), 0
@@ -80,16 +85,16 @@ def alarm_index(signals: list[float], margin: float, patience: int) -> int | Non
 
 
 def kept_index(
-    signals: list[float], margin: float, patience: int, keep: Keep, collapsed: Collection[int] = ()
+    signals: list[float], margin: float, patience: int, keep: Keep, unsound: Collection[int] = ()
 ) -> int | None:
     """The evaluation whose weights are kept: before the alarm, the signal's peak, or the last one within the margin.
 
-    Never one of those that have `collapsed`, in which every reward fell below the base; the base itself is none.
+    Never one of the `unsound`; the base itself is none.
 
     A signal that falls from the start, such as nearness, has its peak at the base: keep the last.
     """
     seen = signals[: alarm_index(signals, margin, patience)]
-    sound = [k for k in range(len(seen)) if k not in collapsed]
+    sound = [k for k in range(len(seen)) if k not in unsound]
     if not sound:
         return None
     if keep == "peak":

@@ -51,7 +51,7 @@ def arms_of(runs: Sequence[Run], where: str) -> tuple[dict[str, list[Run]], dict
 
 def named(given: str, arms: Sequence[str] | dict[str, list[Run]]) -> str:
     """The arm of this name, or the one whose name has these parts, such as reset=none. Raises UserError otherwise."""
-    parts = {re.sub(r"^[\w.]*\.(?=\w+=)", "", part.strip()) for part in given.split(",")}  # regulariser.beta=0 is beta=0
+    parts = {re.sub(r"^[\w.]*\.(?=\w+=)", "", part.strip()) for part in given.split(",")}  # x.beta=0 is beta=0
     found = [given] if given in arms else [arm for arm in arms if parts <= set(arm.split(", "))]
     if len(found) != 1:
         several = "fits several of" if found else "is none of"

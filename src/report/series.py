@@ -88,6 +88,17 @@ def series_csv(run: Run) -> str:
     return buffer.getvalue()
 
 
+def never_rose(run: Run) -> str:
+    """A doubt, where the trained reward is nowhere above the base's, its whole 95% interval; else empty."""
+    key = f"eval/{run.trained}/gain_low"
+    if run.trained is None or any(row.get(key, 0) > 0 for row in run.evaluations[1:]):
+        return ""
+    return (
+        f"{run.trained} is nowhere above the base's: were these weights trained on this suite's {run.trained}? "
+        "If on a model of your own, add it under another name (docs/evaluate.md)."
+    )
+
+
 def verdict(run: Run) -> str:
     """What to ship, in one sentence; empty of a run whose watch cannot tell, or has nothing to add to its curves."""
     told = shipment(run)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from src.metrics.watching import Keep, Signal, alarm_index, every_reward_fell, kept_index, signal_of
+from src.metrics.watching import Keep, Signal, alarm_index, every_reward_fell, is_unsound, kept_index, signal_of
 from src.report.runs import Run
 
 FALLEN = 0.5  # base sd that gold must have lost at the end for the run to count as overoptimized
@@ -46,6 +46,12 @@ def collapsed(run: Run) -> list[int]:
     return [k for k, row in enumerate(run.evaluations) if every_reward_fell(row, rewards)]
 
 
+def unsound(run: Run) -> list[int]:
+    """The evaluations whose weights are not to be kept."""
+    rewards = list(run.config["suite"]["rewards"])
+    return [k for k, row in enumerate(run.evaluations) if is_unsound(row, run.trained, rewards)]
+
+
 @dataclass(frozen=True)
 class Shipment:
     """What a run's own watch says, asked by nothing but its rows."""
@@ -69,7 +75,7 @@ def shipment(run: Run) -> Shipment | None:
     if signals is None:
         everywhere = bool(fallen) and len(fallen) == len(run.evaluations) - 1
         return Shipment(0, alarm=True, collapsed=True) if everywhere else None
-    ordered, bars = [signals[k] for k in order], [order.index(k) for k in fallen]
+    ordered, bars = [signals[k] for k in order], [order.index(k) for k in unsound(run)]
     index = kept_index(ordered, watch["margin"], watch["patience"], watch.get("keep", "peak"), bars)
     alarm = alarm_index(ordered, watch["margin"], watch["patience"])
     if index is None:
@@ -98,7 +104,7 @@ def detect(
     if known is None or any(value != value for value in gold):
         return None
     alarm = alarm_index(known, margin, patience)
-    best, peak = kept_index(known, margin, patience, keep, collapsed(run)), gold.index(max(gold))
+    best, peak = kept_index(known, margin, patience, keep, unsound(run)), gold.index(max(gold))
     if best is None:
         return None
     return Detection(

@@ -22,7 +22,7 @@ from src.policy.adoption import adopt, check_fit
 from src.progress import track
 from src.report.page import write_report
 from src.report.runs import find_runs, read_run
-from src.report.series import series_table, verdict
+from src.report.series import never_rose, series_table, verdict
 from src.report.watching import shipment
 from src.runs.folder import open_run_dir, read_config, versions, write_json
 from src.screen import quieten, show
@@ -219,6 +219,8 @@ def summarise(
         print(f"to ship, by the watch: {summary['ship']}")
     elif told is not None and not watches:  # which would have said so
         print(verdict(run))
+    if doubt := never_rose(run):
+        print(f"warning: {doubt}")
     write_json(folder / "summary.json", summary)  # before the report, for which it tells that the run is finished
     source = source_run(cfg["weights"])
     beside = [str(source)] if source is not None and (source / "metrics.jsonl").exists() else []
