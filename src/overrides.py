@@ -54,7 +54,7 @@ def fault_in(arguments: Sequence[str]) -> str | None:
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: it has another word for callbacks=null, and wants no -m among overrides.
 
-    +debug=NAME goes last of them, since of two files that set the same key the later counts, and a trial is to be short.
+    +debug=NAME goes last of them: of two files that set the same key the later counts, and a trial is to be short.
     Unless commas divide jobs (-m, +sweeps=), `scale=0,0.5,1` is a list, and `weights=PATH` a path, whatever is in it.
     """
     overrides = ["~callbacks" if argument == "callbacks=null" else argument for argument in arguments]
