@@ -72,6 +72,7 @@ def test_what_it_cannot_do_is_one_sentence(arguments, sentence, monkeypatch, cap
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(sentence)
 
 
+@pytest.mark.slow
 def test_memory_is_counted_by_the_suites_own_options():
     asked = ["--size", "tiny", "--estimate", "microbatch=2"]
     plain, single = (
@@ -99,6 +100,7 @@ def time_and_count(suite: str) -> None:
     print(json.dumps(timed | counted))
 
 
+@pytest.mark.slow
 @needs_no_gpu
 @pytest.mark.parametrize("suite", ["sdxl", "sd35"])
 def test_larger_models_are_timed_and_counted(suite):

@@ -74,6 +74,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_with_its_pool(folder, tmp_path):
     """What has been drawn is not drawn again: a score that is altered in between is kept."""
     killed = tmp_path / "run"

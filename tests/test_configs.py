@@ -1,6 +1,7 @@
 """Every YAML composes, resolves, and passes the checks; misspelt or mistyped keys do not."""
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
+def each_by_turns(firsts: Iterable, seconds: Sequence) -> Iterator:
+    """All pairs, of which each first has one in `make test`, with the seconds by turns; -m slow has the others."""
+    for i, first in enumerate(firsts):
+        for j, second in enumerate(seconds):
+            marks = [] if i % len(seconds) == j else [pytest.mark.slow]
+            named = name_of(first) if isinstance(first, Path) else first
+            yield pytest.param(first, second, marks=marks, id=f"{named}-{second}")
+
+
 def test_all_files_are_found():
     assert len(GROUPS) >= 59  # and what is added
     assert len(EXPERIMENTS) >= 34
@@ -48,9 +58,8 @@ def test_every_option_of_every_group(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-@pytest.mark.parametrize("extra", [[], ["+debug=tiny"], ["budget=study"]], ids=["plain", "tiny", "study"])
-def test_every_experiment(path, extra):
-    resolved = check(composed(f"+experiment={path.stem}", *extra))
+def test_every_experiment(path):
+    resolved = check(composed(f"+experiment={path.stem}"))
     trained = resolved["train_reward"]
     if path.stem == "evaluate":
         assert trained is None  # of weights of others it may not be known
@@ -60,8 +69,15 @@ def test_every_experiment(path, extra):
     assert "# Question:" in head and f"+experiment={path.stem}" in head  # each opens with question and command
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    ("path", "change"), each_by_turns(EXPERIMENTS, ["+debug=tiny", "budget=study", "suite=mini_flow"])
+)
+def test_every_experiment_changed(path, change):
+    resolved = check(composed(f"+experiment={path.stem}", change))
+    assert resolved["policy"]["path"].endswith("flow") == (change == "suite=mini_flow")
+
+
+@pytest.mark.parametrize(("path", "suite"), each_by_turns(EXPERIMENTS, SUITES))
 def test_every_experiment_at_the_papers_scale(path, suite):
     cfg = composed(f"+experiment={path.stem}", f"suite={suite}")
     if cfg.task.value == "train_reward":
@@ -92,20 +108,16 @@ def test_every_experiment_at_the_papers_scale(path, suite):
 LARGER = {"sdxl": (30, 5.0), "sdxl_single_gpu": (30, 5.0), "sd35": (10, 4.5), "sd35_single_gpu": (10, 4.5)}
 
 
-@pytest.mark.parametrize("suite", LARGER)
-@pytest.mark.parametrize("experiment", ["tdpo_r_hps", "grpo", "draft", "nft", "best_of_n_hps"])
-def test_experiments_on_larger_models(suite, experiment):
+@pytest.mark.parametrize(
+    ("experiment", "suite"), each_by_turns(["tdpo_r_hps", "grpo", "draft", "nft", "best_of_n_hps"], list(LARGER))
+)
+def test_experiments_on_larger_models(experiment, suite):
     resolved = check(composed(f"+experiment={experiment}", f"suite={suite}"))
     assert (resolved["num_steps"], resolved["guidance"]) == LARGER[suite]
     assert len(resolved["suite"]["revision"]) == 40 and resolved["trainer"]["precision"] == "bf16-mixed"
     assert resolved["evaluation"]["num_steps"] == (28 if suite.startswith("sd35") else None)
     assert resolved["policy"]["drop_text_encoders"] == suite.endswith("single_gpu")
     check(composed(f"+experiment={experiment}", f"suite={suite}", "+debug=tiny", "policy.sde_steps=2"))
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-def test_every_experiment_on_the_flow_model(path):
-    assert check(composed(f"+experiment={path.stem}", "suite=mini_flow"))["policy"]["path"].endswith("flow")
 
 
 def test_one_key_takes_the_weights_from_disk():

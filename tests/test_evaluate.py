@@ -29,7 +29,7 @@ SMALL = ["+debug=tiny", "logger.mode=disabled", "threads=1", "evaluation.max_pro
 BY_HISTORY = ("below_peak", "kl_area")  # what depends on the evaluations before
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"])
 def ours(request, tmp_path_factory) -> Path:
     """A run that is pressed so hard that its watch speaks, with the weights of every evaluation."""
     folder = tmp_path_factory.mktemp("ours") / request.param
@@ -123,6 +123,7 @@ def test_the_watch_says_of_a_series_what_it_said_in_training(ours, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_formats_of_the_same_weights_have_the_same_figures(tmp_path):
     """A LoRA that diffusers and peft have trained, in their format, in kohya's, and merged into a full UNet."""
     unet = foreign.trained_lora()
@@ -181,6 +182,7 @@ def test_other_conditions_than_in_training(tmp_path, capsys):
     assert "kl/step_4" in more and more["eval/hps/gain"] != rows[-1]["eval/hps/gain"]
 
 
+@pytest.mark.slow
 def test_annealed_guidance_goes_from_the_tuned_model_to_the_base(tmp_path):
     lora = foreign.save_diffusers(foreign.trained_lora(), tmp_path / "lora")
     base, tuned, half, none = evaluated(tmp_path / "aig", f"weights={lora}", "aig=[0,1,inf]")
@@ -246,6 +248,7 @@ def test_annealing_leaves_the_base_and_the_tuned_model_as_they_are(finetune):
     torch.testing.assert_close(mixed, g * now + (1 - g) * before, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_killed_series_goes_on(tmp_path):
     """As resume= does: what has been evaluated is not evaluated again, and the rest looks back on it."""
     for number in range(1, 5):

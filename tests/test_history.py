@@ -82,6 +82,7 @@ def check_resumed_at_every_iteration(whole: Path, folder: Path, *options: str) -
     assert evaluated(folder, 6) == evaluated(whole, 6)
 
 
+@pytest.mark.slow
 def test_resumed_at_every_iteration_equals_uninterrupted(finished, tmp_path):
     """Evaluated after every iteration on the one side and after every third on the other."""
     check_resumed_at_every_iteration(finished, tmp_path / "resumed")

@@ -15,7 +15,7 @@ from tests.methods import CASES, configured, run_in, train, written_in
 from tests.test_bandit import D, G, S, assert_gradient, estimated_gradient
 from tests.test_resume import same, timeless, untimed
 
-REMEMBERING = ("nft", "draft", "kl_reward", "kl_loss", "gardo", "ema")  # what no other of these remembers
+REMEMBERING = ("nft", "kl_loss", "gardo", "ema")  # what no other of these remembers
 ACROSS_RANKS = ("dpo_online", "gardo")  # pairs; statistics of all samples, and rows by their place among them
 KILLED = "+callbacks.kill={_target_: tests.methods.Killed, after: 3}"
 

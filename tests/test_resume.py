@@ -13,6 +13,8 @@ from src.loggers.wandb_files import sessions
 from tests.conftest import LONGER, rows_of
 from tests.forked import run_forked, started
 
+slow = pytest.mark.slow
+
 
 def same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
@@ -65,7 +67,10 @@ def _lines(folder: Path) -> list[str]:
 
 # before the first row; while the first checkpoint is written; with a checkpoint of iteration 2, between the evaluation
 # after iteration 3 and the watch's look at it
-@pytest.mark.parametrize("moment", ["best.partial", "checkpoints/last.partial", "row 6"])
+MOMENTS = [pytest.param("best.partial", marks=slow), pytest.param("checkpoints/last.partial", marks=slow), "row 6"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     folder = tmp_path / "killed"
     kill_at(folder, moment, [*LONGER, "logger.mode=offline", f"run_dir={folder}"])
@@ -79,6 +84,7 @@ def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path, moment):
     assert sent == [(row["kind"], row["iteration"]) for row in rows_of(folder)]  # each once, in order
 
 
+@pytest.mark.slow
 def test_lora_and_the_resets_of_its_ranks_go_on_too(tmp_path):
     """The random resets of the last iterations draw anew, and their overlap is with masks of before the kill."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -115,6 +121,7 @@ def test_a_run_that_the_watch_stopped_stays_stopped(tmp_path):
     assert len(rows_of(folder, "iteration")) == iterations and (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_change_training(finished, tmp_path):
     folder = tmp_path / "run"
     changes = ["evaluation.every=100", "evaluation.samples_per_prompt=2", "evaluation.seed=5"]

@@ -74,7 +74,7 @@ def test_a_family_learns_saves_and_loads(family, tmp_path):
     def pictures(low: float, n: int) -> torch.Tensor:
         return (low + 0.2 * torch.rand(n, 3, 1, 1, generator=rng)).expand(n, 3, 64, 64)
 
-    def batch(n: int = 16):
+    def batch(n: int = 8):
         dark, bright, swap = pictures(0.1, n), pictures(0.7, n), torch.rand(n, 1, 1, 1, generator=rng) < 0.5
         if family == "aesthetic":
             return Ratings(torch.cat([dark, bright]), torch.cat([torch.ones(n), -torch.ones(n)]))

@@ -81,6 +81,7 @@ def states(root: Path) -> dict[str, str]:
     return {",".join(job["swept"]): job["state"] for job in found}
 
 
+@pytest.mark.slow
 def test_killed_broken_and_repeated(tmp_path, four_prompts, sweep):
     """The sweep is killed in its second job; the same command goes on with it, and once more finds nothing to do.
 
@@ -326,6 +327,7 @@ def test_a_failed_job_tells_its_exit_code_unless_it_is_a_bug(tmp_path, sweep, pr
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_over_weights_of_ours_has_a_folder_for_each_and_finds_it_again(tmp_path, finished, sweep):
     """Killed before it had summed up, it goes on; and then there is nothing left to do."""
     command = [
@@ -344,7 +346,7 @@ def test_a_sweep_over_weights_of_ours_has_a_folder_for_each_and_finds_it_again(t
     assert [row["policy/scale"] for row in rows_of(summary.parent, "evaluation")] == [0, 0.5]
 
 
-@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+@pytest.mark.parametrize("launcher", ["submitit_local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_launchers(launcher, tmp_path, four_prompts):
     """A real run in another process, beside one that breaks there; joblib's is in the next test."""
     root = tmp_path / "sweep"
@@ -358,6 +360,7 @@ def test_launchers(launcher, tmp_path, four_prompts):
     assert re.search("^threads: 1$", (folder / "config.yaml").read_text(), re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_optuna_over_real_runs_by_joblib(tmp_path, four_prompts):
     """Two trials at a time, of which the second asks for a ratio above one."""
     options = [*four_prompts, "+sweeps=best_ratio", "objective=eval/gold/gain", "reset.ratio=interval(0.4,1.3)"]

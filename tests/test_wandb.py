@@ -64,6 +64,7 @@ def test_the_environment_may_not_ask_for_a_key_either(tmp_path, monkeypatch):
         make_wandb_logger(tmp_path, "overopt", "auto", "group", [], {})
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_costs_nothing(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}

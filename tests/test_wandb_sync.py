@@ -124,6 +124,7 @@ def session(folder: Path, mode: str, resumed_at: int, last: int, kill: bool = Fa
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_kills_and_an_end(tmp_path, server):
     """Checkpoints are of iterations 2 and 5; the rows of 3 and 4, and of 6, are logged twice.
 
