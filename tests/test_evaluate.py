@@ -18,7 +18,8 @@ from src.report import compare
 from src.report.headline import headline
 from src.report.page import write_report
 from src.report.runs import find_runs
-from src.tasks.evaluate import WeightSeries, as_in_run, evaluate, source_run
+from src.tasks.evaluate import WeightSeries, _named, as_in_run, evaluate, source_run
+from src.tasks.members import Point
 from tests import foreign
 from tests.conftest import BASE, composed, rows_of
 from tests.forked import run_forked
@@ -352,3 +353,11 @@ def test_what_a_run_was_trained_as_is_not_for_the_command_line(finished):
     assert cfg.num_steps == 3 and cfg.evaluation.max_prompts == 4  # the run's, and not the defaults
     with pytest.raises(UserError, match=r"guidance=2 is not for an evaluation of .*finished, which keeps"):
         as_in_run(finished, wanted, [*options, "guidance=2"])
+
+
+def test_of_several_scales_the_whole_is_named_too(tmp_path):
+    foreign.base_unet().save_pretrained(tmp_path)
+    weights = recognise(str(tmp_path))
+    half, whole = Point(weights, 1, 0.5), Point(weights, 1)
+    assert [_named([half, whole], number) for number in (1, 2)] == [f"{tmp_path} at scale {s}" for s in (0.5, 1)]
+    assert _named([whole, Point(weights, 2)], 1) == str(tmp_path)

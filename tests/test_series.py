@@ -62,12 +62,13 @@ def test_a_row_for_each_checkpoint_with_the_kept_one_marked(tmp_path):
     assert "+0.50" in lines[0] and "<- kept" in lines[0] and "+1.50" in lines[1] and "kept" not in lines[1]
     rows = list(csv.DictReader(series_csv(run).splitlines()))
     assert rows[1] == {
-        **{"weights": "checkpoint 10", "trained_gain": "0.5", "others_gain": "0.4", "judge_gain": "0.1"},
+        **{"weights": "checkpoint 10", "trained_gain": "0.5", "trained_gain_low": "0.4", "trained_gain_high": "0.6"},
+        **{"others_gain": "0.4", "judge_gain": "0.1", "judge_gain_low": "0", "judge_gain_high": "0.2"},
         **{"kl": "100", "vendi": "2", "kept": "1"},
     }
     page = write_report([run], tmp_path / "report.html").read_text()
     assert '<p class="lead">The watch would ship checkpoint 10. By checkpoint 20 the trained' in page
-    assert "<td>checkpoint 10</td><td>+0.50</td><td>+0.40</td><td>+0.10</td>" in page
+    assert "<td>checkpoint 10</td><td>+0.50 [+0.40, +0.60]</td><td>+0.40</td><td>+0.10 [+0.00, +0.20]</td>" in page
     assert (tmp_path / "report_series.csv").read_text() == series_csv(run)
 
 

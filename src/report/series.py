@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from src.metrics.watching import FELL
-from src.report.runs import Run
+from src.report.runs import Row, Run
 from src.report.watching import shipment
 
 MARK = "<- kept"
+UNKNOWN = "-"
+
+
+Interval = tuple[float, float]  # 95%, over prompts
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Weighed:
     kl: float  # from the base, nats a trajectory
     diversity: float  # Vendi score within prompts
     kept: bool  # whether the watch would ship it
+    trained_interval: Interval
+    judge_interval: Interval
 
 
 def weighed(run: Run) -> list[Weighed]:
@@ -43,33 +49,46 @@ def weighed(run: Run) -> list[Weighed]:
                 kl=row.get("kl/trajectory", math.nan),
                 diversity=row.get("pictures/vendi", math.nan),
                 kept=told is not None and told.index == k,
+                trained_interval=_interval(row, run.trained),
+                judge_interval=_interval(row, run.judge),
             )
         )
     return rows
 
 
+def _interval(row: Row, reward: str | None) -> Interval:
+    return row.get(f"eval/{reward}/gain_low", math.nan), row.get(f"eval/{reward}/gain_high", math.nan)
+
+
 def columns_of(run: Run, rows: Sequence[Weighed]) -> dict[str, list[str]]:
     """The table's columns by title, those left out that no row has a figure for."""
-    figures = {
-        f"{run.trained} (trained)": ([row.trained for row in rows], "{:+.2f}"),
-        "mean of the others" if run.trained else "mean of the rewards": ([row.others for row in rows], "{:+.2f}"),
-        run.judge or "": ([row.judge for row in rows], "{:+.2f}"),
-        "KL [nats]": ([row.kl for row in rows], "{:,.1f}"),
-        "Vendi score": ([row.diversity for row in rows], "{:.2f}"),
-    }
-    known = {title: pair for title, pair in figures.items() if not all(map(math.isnan, pair[0]))}
     cells = {
-        title: ["-" if math.isnan(value) else style.format(value) for value in values]
-        for title, (values, style) in known.items()
+        f"{run.trained} (trained)": [_gain(row.trained, row.trained_interval) for row in rows],
+        "mean of the others" if run.trained else "mean of the rewards": [_told(row.others, "{:+.2f}") for row in rows],
+        run.judge or "": [_gain(row.judge, row.judge_interval) for row in rows],
+        "KL [nats]": [_told(row.kl, "{:,.1f}") for row in rows],
+        "Vendi score": [_told(row.diversity, "{:.2f}") for row in rows],
     }
+    cells = {title: told for title, told in cells.items() if set(told) != {UNKNOWN}}
     marks = {"": [MARK if row.kept else "" for row in rows]} if any(row.kept for row in rows) else {}
     return {"weights": [row.name for row in rows], **cells, **marks}
+
+
+def _told(value: float, style: str) -> str:
+    return UNKNOWN if math.isnan(value) else style.format(value)
+
+
+def _gain(value: float, interval: Interval) -> str:
+    """With its interval, which the base has none of."""
+    told = _told(value, "{:+.2f}")
+    low, high = interval
+    return told if math.isnan(low) or low == high else f"{told} [{low:+.2f}, {high:+.2f}]"
 
 
 def series_table(run: Run) -> Table:
     """For the screen."""
     columns = columns_of(run, weighed(run))
-    table = Table(title="gains over the base [base sd], KL from the base, diversity within prompts")
+    table = Table(title="gains over the base [base sd] with 95% intervals, KL from the base, diversity within prompts")
     for title in columns:
         table.add_column(title, justify="left" if title in ("weights", "") else "right")
     for cells in zip(*columns.values(), strict=True):
@@ -81,9 +100,10 @@ def series_csv(run: Run) -> str:
     """The same in full precision; an empty cell is what is not known."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["weights", "trained_gain", "others_gain", "judge_gain", "kl", "vendi", "kept"])
+    trained, judge = (tuple(f"{name}_gain{part}" for part in ("", "_low", "_high")) for name in ("trained", "judge"))
+    writer.writerow(["weights", *trained, "others_gain", *judge, "kl", "vendi", "kept"])
     for row in weighed(run):
-        values = (row.trained, row.others, row.judge, row.kl, row.diversity)
+        values = (row.trained, *row.trained_interval, row.others, row.judge, *row.judge_interval, row.kl, row.diversity)
         writer.writerow([row.name, *("" if math.isnan(value) else f"{value:.6g}" for value in values), int(row.kept)])
     return buffer.getvalue()
 

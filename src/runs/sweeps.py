@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import traceback
@@ -349,7 +350,7 @@ def _sum_up(root: Path, token: str, expected: list[str], stopped: bool) -> bool:
         return False
     gains = {job["job"]: _gains(root / job["job"]) for job in jobs}
     rewards = list(dict.fromkeys(name for row in gains.values() for name in row))
-    table = Table(title=f"{root}: gain at the end [base sd]")
+    table = Table(title=f"the jobs of this command in {root}: gain at the end [base sd]")
     for column in ("job", "outcome", *rewards):
         table.add_column(column, justify="left" if column in ("job", "outcome") else "right", overflow="fold")
     for job in jobs:
@@ -367,7 +368,12 @@ def _sum_up(root: Path, token: str, expected: list[str], stopped: bool) -> bool:
     with contextlib.suppress(UserError):  # where no run has been evaluated yet
         from src.report.page import write_report  # plotly; not needed by the jobs of other processes
 
-        print(f"report: {write_report(find_runs([str(root)]), root / 'report.html')}")
+        runs = find_runs([str(root)])
+        print(f"report: {write_report(runs, root / 'report.html')}")
+        if len(runs) > 1:
+            print(
+                f"all {len(runs)} runs of the folder, arm by arm: python -m src.report.compare {shlex.quote(str(root))}"
+            )
     return bool(failed)
 
 

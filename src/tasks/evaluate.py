@@ -4,7 +4,7 @@ The base first, then every checkpoint of a series, or one checkpoint by degrees 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,13 @@ def build_watches(cfg: dict[str, Any], folder: Path, series: WeightSeries) -> li
 # ---------------------------------------------------------------------------------------------------------- summing up
 
 
+def _named(points: Sequence[Point], number: int) -> str:
+    """The label of a point, counted from 1; with its scale where there are other scales beside it."""
+    point = points[number - 1]
+    whole = point.aig is None and point.scale == 1 and any(other.scale != 1 for other in points)
+    return f"{point.label} at scale 1" if whole else point.label
+
+
 def summarise(
     cfg: dict[str, Any],
     folder: Path,
@@ -205,7 +212,7 @@ def summarise(
     }
     told = shipment(run)
     if told is not None:
-        summary["ship"] = series.points[told.index - 1].label if told.index else "the base"
+        summary["ship"] = _named(series.points, told.index) if told.index else "the base"
     for watch in watches:
         summary |= watch.fell
     last = series.points[series.iteration - 1]
