@@ -21,6 +21,7 @@ from src.ranks import Ranks
 from src.regularisers.kl_loss import KLLoss
 from src.regularisers.kl_reward import KLReward
 from src.regularisers.none import NoRegulariser
+from src.types import Rows
 from tests.bandit import Bandit, Linear, rows_of
 
 G = torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
@@ -120,6 +121,19 @@ def test_d3pos_gradient():
     algorithm = D3PO(beta=0.4, clip_range=0.9)
     estimate = estimated_gradient(algorithm, Bandit(std=S), group=2)
     assert_gradient(estimate, -0.4 / (D * S * math.sqrt(math.pi)) * G / G.norm())
+
+
+def test_d3pos_steps_are_weighed():
+    algorithm, bandit = D3PO(timestep_weighting="variance"), Bandit(std=S, theta=0.1)
+    rollout = bandit.sample(2, group=2)
+    algorithm.normalise(worth(rollout), rollout.prompts, PromptNormaliser())
+    algorithm.credit(torch.ones(2, 2), torch.tensor([3.0, 1.0]), None)
+    torch.testing.assert_close(algorithm.step_weights, torch.tensor([1.8, 0.2]))  # sigma^2 9 and 1, mean 5
+    credit = algorithm.credit(worth(rollout)[:, None], bandit.step_std, None)
+    rows = Rows(rollout, credit, torch.tensor([credit.partners.argmax()]), torch.tensor([0]))
+    alone = algorithm.loss(rows, bandit).value
+    algorithm.step_weights = torch.tensor([3.0])
+    torch.testing.assert_close(algorithm.loss(rows, bandit).value, 3 * alone)
 
 
 @pytest.mark.parametrize("n", FEWER)

@@ -51,9 +51,10 @@ class Algorithm:
             are only sampled.
         shuffle_timesteps: an update of schedule `timestep` sees another timestep of each of its samples, as in the
             authors' code of TDPO, and not one and the same.
-        timestep_weighting: how much a step's advantage counts. `uniform` is the policy gradient as it is; its terms
-            grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the picture.
-            `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO, 2508.04324).
+        timestep_weighting: how much a step's advantage (D3PO: its loss) counts. `uniform` is the gradient as it is; its
+            terms grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the
+            picture. `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO,
+            2508.04324).
         shared_noise: samples of one prompt start from the same x_T (DanceGRPO, D3PO).
     """
 

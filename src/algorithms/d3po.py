@@ -2,18 +2,21 @@
 
 Eq. 11: L = -log sigmoid(beta [log R_w - log R_l]), R = clip(pi_theta / pi_ref, 1 +- clip_range) of the step that was
 sampled, of the preferred trajectory and of the other, step by step. Log-probabilities are means over latent dimensions;
-a step out of range has no gradient. The authors' pairs start from one x_T (shared_noise).
+a step out of range has no gradient. The authors' pairs start from one x_T (shared_noise), and their steps weigh alike;
+timestep_weighting=variance weighs a step's loss by sigma_t^2, so that the last ones do not outweigh all others.
 """
 
 from typing import Any
 
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from src.algorithms.base import Loss, PerRow, Step, step_and_log_prob
 from src.algorithms.preference import Preference
 from src.policy.diffusion import DiffusionPolicy
 from src.policy.gaussian import gaussian_log_prob
-from src.types import Rows
+from src.types import Credit, Rows
 
 
 class D3PO(Preference):
@@ -29,13 +32,23 @@ class D3PO(Preference):
     def __init__(self, beta: float = 0.1, clip_range: float = 0.1, **schedule: Any):
         super().__init__(**schedule)
         self.beta, self.clip_range = beta, clip_range
+        self.step_weights: Float[Tensor, " t"] | None = None  # of each trained step, by timestep_weighting
+
+    def credit(
+        self, returns: Float[Tensor, "b t"], step_std: Float[Tensor, " t"], values: Float[Tensor, "b t"] | None
+    ) -> Credit:
+        self.step_weights = self.weights(step_std)
+        return super().credit(returns, step_std, values)
 
     def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
         won, step = self._log_ratio(rows, policy)
         lost, other = self._log_ratio(rows.partners(), policy)
         margin = won - lost
         accuracy = (margin.detach() > 0).float().mean()
-        return Loss(-F.logsigmoid(self.beta * margin).mean(), [step, other], metrics={"preference/accuracy": accuracy})
+        assert self.step_weights is not None
+        weights = self.step_weights.to(margin.device)[rows.slots]
+        loss = -(weights * F.logsigmoid(self.beta * margin)).mean()
+        return Loss(loss, [step, other], metrics={"preference/accuracy": accuracy})
 
     def _log_ratio(self, rows: Rows, policy: DiffusionPolicy) -> tuple[PerRow, Step]:
         step, log_prob = step_and_log_prob(rows, policy)
