@@ -79,7 +79,9 @@ def tables_of(
         "The critic": CRITIC,
     }
     known = {title: [c for c in columns if found[c].notna().any()] for title, columns in families.items()}
-    tables = {"Means over seeds": means(found, [column for columns in known.values() for column in columns])}
+    shown = [column for columns in known.values() for column in columns]
+    shown += ["reset_share"] if found["reset_share"].notna().any() else []  # no outcome, and what arms may differ by
+    tables = {"Means over seeds": means(found, shown)}
     if baseline is not None:
         contrasts = against(found, baseline)
         tables |= {f"{title}, against {baseline}": compare(found, known[title], contrasts) for title in known}

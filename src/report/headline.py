@@ -3,9 +3,21 @@
 from src.overrides import choice_of
 from src.report.runs import Row, Run, flat
 
+FEW = 10  # prompts
+
 
 def headline(run: Run, judge: str = "gold") -> str:
     """The outcome: of the trained reward, of the judge, and of the judge on prompts that no run trains on."""
+    return f"{_outcome(run, judge)} {too_few(run)}".rstrip()
+
+
+def too_few(run: Run) -> str:
+    """A doubt, where a handful of prompts was looked at, as by +debug=tiny; else empty."""
+    prompts = flat(run.config).get("evaluation.max_prompts") or FEW
+    return f"Measured on {prompts} prompts alone: too few to say anything." if prompts < FEW else ""
+
+
+def _outcome(run: Run, judge: str) -> str:
     last = run.evaluations[-1]
     if run.trained is None:
         return _of_unknown(run)

@@ -18,7 +18,7 @@ from src.report import figures
 from src.report.headline import headline, setting
 from src.report.runs import Run, differences, flat
 from src.report.series import columns_of, series_csv, verdict, weighed
-from src.report.watching import detect
+from src.report.watching import collapsed, detect
 
 MAX_GRIDS, GRID_WIDTH = 8, 1024
 
@@ -279,6 +279,8 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
         below = [row["watch/below_peak"] for row in run.watch if "watch/below_peak" in row]
         fallen = f"none; at {below[-1]:.2f} of {rule['margin']:.2f}" if below and "margin" in rule else "none"
         told = fallen if found.alarm is None else f"{found.alarm:,}"
+        if collapses := [run.queries[k] for k in collapsed(run)]:
+            told = f"{told}; joint collapse at {collapses[0]:,}"
         delay = "-" if found.delay is None else f"{found.delay:+,}"
         gains = ["-" if gain != gain else f"{gain:+.2f}" for gain in (found.shipped, found.held_out, found.last)]
         rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, found.verdict])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from src.metrics.watching import FELL
 from src.report.runs import Row, Run
-from src.report.watching import shipment
+from src.report.watching import rose, shipment
 
 MARK = "<- kept"
 UNKNOWN = "-"
@@ -32,6 +32,8 @@ class Weighed:
     kept: bool  # whether the watch would ship it
     trained_interval: Interval
     judge_interval: Interval
+    held_out: float  # the judge's gain on held-out prompts
+    held_out_interval: Interval
 
 
 def weighed(run: Run) -> list[Weighed]:
@@ -51,13 +53,15 @@ def weighed(run: Run) -> list[Weighed]:
                 kept=told is not None and told.index == k,
                 trained_interval=_interval(row, run.trained),
                 judge_interval=_interval(row, run.judge),
+                held_out=row.get(f"held_out/{run.judge}/gain", math.nan),
+                held_out_interval=_interval(row, run.judge, "held_out"),
             )
         )
     return rows
 
 
-def _interval(row: Row, reward: str | None) -> Interval:
-    return row.get(f"eval/{reward}/gain_low", math.nan), row.get(f"eval/{reward}/gain_high", math.nan)
+def _interval(row: Row, reward: str | None, of: str = "eval") -> Interval:
+    return row.get(f"{of}/{reward}/gain_low", math.nan), row.get(f"{of}/{reward}/gain_high", math.nan)
 
 
 def columns_of(run: Run, rows: Sequence[Weighed]) -> dict[str, list[str]]:
@@ -66,6 +70,7 @@ def columns_of(run: Run, rows: Sequence[Weighed]) -> dict[str, list[str]]:
         f"{run.trained} (trained)": [_gain(row.trained, row.trained_interval) for row in rows],
         "mean of the others" if run.trained else "mean of the rewards": [_told(row.others, "{:+.2f}") for row in rows],
         run.judge or "": [_gain(row.judge, row.judge_interval) for row in rows],
+        f"{run.judge}, held-out": [_gain(row.held_out, row.held_out_interval) for row in rows],
         "KL [nats]": [_told(row.kl, "{:,.1f}") for row in rows],
         "Vendi score": [_told(row.diversity, "{:.2f}") for row in rows],
     }
@@ -100,18 +105,18 @@ def series_csv(run: Run) -> str:
     """The same in full precision; an empty cell is what is not known."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    trained, judge = (tuple(f"{name}_gain{part}" for part in ("", "_low", "_high")) for name in ("trained", "judge"))
-    writer.writerow(["weights", *trained, "others_gain", *judge, "kl", "vendi", "kept"])
+    three = [f"{name}_gain{part}" for name in ("trained", "judge", "judge_held_out") for part in ("", "_low", "_high")]
+    writer.writerow(["weights", *three[:3], "others_gain", *three[3:], "kl", "vendi", "kept"])
     for row in weighed(run):
-        values = (row.trained, *row.trained_interval, row.others, row.judge, *row.judge_interval, row.kl, row.diversity)
+        judge = (row.judge, *row.judge_interval, row.held_out, *row.held_out_interval)
+        values = (row.trained, *row.trained_interval, row.others, *judge, row.kl, row.diversity)
         writer.writerow([row.name, *("" if math.isnan(value) else f"{value:.6g}" for value in values), int(row.kept)])
     return buffer.getvalue()
 
 
 def never_rose(run: Run) -> str:
     """A doubt, where the trained reward is nowhere above the base's, its whole 95% interval; else empty."""
-    key = f"eval/{run.trained}/gain_low"
-    if run.trained is None or any(row.get(key, 0) > 0 for row in run.evaluations[1:]):
+    if run.trained is None or rose(run):
         return ""
     return (
         f"{run.trained} is nowhere above the base's: were these weights trained on this suite's {run.trained}? "
@@ -124,8 +129,11 @@ def verdict(run: Run) -> str:
     told = shipment(run)
     if told is None or run.is_control:
         return ""
+    of_others = run.config.get("task") == "evaluate"
+    if of_others and (doubt := never_rose(run)):
+        return f"Ship the base: {doubt}"
     if told.index == 0 and told.collapsed:
         return f"{FELL.capitalize()}: ship the base."
-    if run.config.get("task") != "evaluate":
+    if not of_others:
         return ""
     return f"The watch would ship {weighed(run)[told.index].name}."

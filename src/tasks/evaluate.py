@@ -20,9 +20,10 @@ from src.files import user_path
 from src.loggers.tracker import tell_where_to_look
 from src.policy.adoption import adopt, check_fit
 from src.progress import track
+from src.report.headline import too_few
 from src.report.page import write_report
 from src.report.runs import find_runs, read_run
-from src.report.series import never_rose, series_table, verdict
+from src.report.series import never_rose, series_table
 from src.report.watching import shipment
 from src.runs.folder import open_run_dir, read_config, versions, write_json
 from src.screen import quieten, show
@@ -218,16 +219,17 @@ def summarise(
     last = series.points[series.iteration - 1]
     if len(series.points) > 1:
         show(series_table(run))
-    show(outcome_table(final, series.reward_name, f"{cfg['name']}: {last.label}"))
+    place = f"{cfg['name']}, the last of {len(series.points)}" if len(series.points) > 1 else cfg["name"]
+    show(outcome_table(final, series.reward_name, f"{place}: {last.label}"))
     print(kl_sentence(final))
     for watch in watches:
         print(f"watch: {watch.sentence()}")
-    if told is not None and not (told.index == 0 and told.collapsed):
+    if told is not None:
         print(f"to ship, by the watch: {summary['ship']}")
-    elif told is not None and not watches:  # which would have said so
-        print(verdict(run))
     if doubt := never_rose(run):
         print(f"warning: {doubt}")
+    if few := too_few(run):
+        print(f"warning: {few}")
     write_json(folder / "summary.json", summary)  # before the report, for which it tells that the run is finished
     source = source_run(cfg["weights"])
     beside = [str(source)] if source is not None and (source / "metrics.jsonl").exists() else []
