@@ -17,7 +17,7 @@ from src.report.headline import headline
 from src.report.page import write_report
 from src.report.runs import Run, find_runs
 from src.report.series import series_csv, series_table, verdict, weighed
-from src.report.watching import shipment
+from src.report.watching import Shipment, shipment
 from tests.conftest import composed
 
 RISING = {"hps": [0.0, 0.5, 1.5], "aesthetic": [0.0, 0.4, 0.3], "gold": [0.0, 0.1, -0.4]}
@@ -64,6 +64,7 @@ def test_a_row_for_each_checkpoint_with_the_kept_one_marked(tmp_path):
     assert rows[1] == {
         **{"weights": "checkpoint 10", "trained_gain": "0.5", "trained_gain_low": "0.4", "trained_gain_high": "0.6"},
         **{"others_gain": "0.4", "judge_gain": "0.1", "judge_gain_low": "0", "judge_gain_high": "0.2"},
+        **{"judge_held_out_gain": "", "judge_held_out_gain_low": "", "judge_held_out_gain_high": ""},
         **{"kl": "100", "vendi": "2", "kept": "1"},
     }
     page = write_report([run], tmp_path / "report.html").read_text()
@@ -92,10 +93,18 @@ def test_the_base_is_shipped_where_every_reward_fell(tmp_path):
         run = series(tmp_path / name, FALLING, trained)
         told = shipment(run)
         assert told is not None and (told.index, told.alarm, told.collapsed) == (0, True, True)
-        assert verdict(run) == "Every reward fell below the base: ship the base."
+        doubt = "Ship the base: aesthetic is nowhere above the base's: were these weights trained on this suite's "
+        assert verdict(run).startswith(doubt if trained else "Every reward fell below the base: ship the base.")
         page = write_report([run], tmp_path / f"{name}.html").read_text()
-        assert '<p class="lead">Every reward fell below the base: ship the base. ' in page
+        assert f'<p class="lead">{verdict(run)} '.replace("'", "&#39;") in page
         assert [row.kept for row in weighed(run)] == [True, False, False]
+
+
+def test_the_base_is_shipped_where_no_weights_have_more_of_the_reward(tmp_path):
+    """Though none is clearly below it."""
+    run = series(tmp_path / "run", {"hps": [0.0, 0.05, -0.05], "aesthetic": [0.0, 0.5, 0.4], "gold": [0.0, -0.1, -0.2]})
+    assert shipment(run) == Shipment(0, alarm=False) and verdict(run).startswith("Ship the base: hps is nowhere above")
+    assert [row.kept for row in weighed(run)] == [True, False, False]
 
 
 def test_a_training_run_says_so_too_and_nothing_else(tmp_path):
