@@ -224,7 +224,7 @@ def summarise(
     print(kl_sentence(final))
     for watch in watches:
         print(f"watch: {watch.sentence()}")
-    if told is not None:
+    if told is not None and (run.trained is not None or not watches):  # of an unknown reward the watch has said all
         print(f"to ship, by the watch: {summary['ship']}")
     if doubt := never_rose(run):
         print(f"warning: {doubt}")
