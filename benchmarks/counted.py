@@ -71,7 +71,7 @@ class Phase(NamedTuple):
 
 def rows_of(finetuner: RewardFinetuner, cfg: dict[str, Any]) -> int:
     """(sample, timestep) rows trained on in an iteration."""
-    return cfg["samples_per_iteration"] * len(finetuner.trained_steps()) * finetuner.algorithm.inner_epochs
+    return finetuner.algorithm.rows_trained(cfg["samples_per_iteration"], len(finetuner.trained_steps()))
 
 
 def estimated(cfg: dict[str, Any]) -> dict[str, dict[str, float]]:

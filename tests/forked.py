@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["src.tasks.finetune", "pandas"])  # which W&B imports for a table
+FORKS.set_forkserver_preload(["tests.warm"])
 
 
 def started(overrides: list[str], told: Path, before: Callable[[], Any] | None = None) -> BaseProcess:

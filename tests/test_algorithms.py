@@ -5,6 +5,7 @@ import torch
 
 from src.algorithms.base import clipped_surrogate, clipped_value_loss
 from src.algorithms.ddpo import DDPO
+from src.algorithms.dpok import DPOK
 from src.algorithms.tdpo import TDPO
 from src.errors import UserError
 from src.normalise import standardise
@@ -95,3 +96,26 @@ def test_trained_steps(fraction, steps):
 def test_wrong_fractions_are_told(fraction):
     with pytest.raises(UserError, match=f"timestep_fraction={fraction}"):
         DDPO(1e-4, 5.0, timestep_fraction=fraction)
+
+
+def test_dpoks_steps_see_one_state_of_every_sample_each():
+    algorithm = DPOK(1e-4, policy_steps=3, schedule="timestep", shuffle_timesteps=True)
+    updates = list(algorithm.updates(8, 5, 1))
+    assert [sorted(samples.tolist()) for samples, _ in updates] == [list(range(8))] * 3
+    rows = {row for samples, slots in updates for row in zip(samples.tolist(), slots.tolist(), strict=True)}
+    assert len(rows) == 24 == algorithm.rows_trained(8, 5)
+    assert all(len(slots.unique()) > 1 for _, slots in updates)
+    again = algorithm.updates(8, 5, 2)
+    assert not all(slots.equal(others) for (_, slots), (_, others) in zip(updates, again, strict=True))
+
+
+def test_dpok_takes_no_more_steps_than_its_schedule_gives():
+    algorithm = DPOK(1e-4, policy_steps=9, schedule="timestep", inner_epochs=2, samples_per_update=4)
+    assert len(list(algorithm.updates(8, 2, 1))) == 8 and algorithm.rows_trained(8, 2) == 32
+    with pytest.raises(UserError, match=r"algorithm.policy_steps=0 must be at least 1"):
+        DPOK(1e-4, policy_steps=0)
+
+
+def test_rows_trained_are_those_of_the_updates():
+    algorithm = DDPO(clip_range=1e-4, advantage_clip=5.0, inner_epochs=2, samples_per_update=4)
+    assert algorithm.rows_trained(8, 3) == sum(len(samples) for samples, _ in algorithm.updates(8, 3, 1)) == 48

@@ -1,17 +1,21 @@
 """Two processes give the run that one gives, and speak to each other as little as they can."""
 
+import functools
 import json
+import os
+import socket
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from torch.profiler import ProfilerActivity, profile
 
 from src.ranks import Ranks
 from tests.conftest import TINY, rows_of, run_command
-from tests.forked import run_forked
+from tests.forked import run_forked, started
 from tests.test_resume import timeless
 
 # features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but
@@ -54,18 +58,32 @@ class AllReduces(Callback):
         self.profile = None
 
 
+def stand(place: dict[str, str]) -> None:
+    """What a launcher says to a process, and what Lightning made of it when it was imported."""
+    os.environ |= place
+    rank_zero_only.rank = int(place["RANK"])
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:
     """Four iterations by one process, and by two."""
     folder = tmp_path_factory.mktemp("ranks")
     one, two = folder / "one", folder / "two"
     counted = "+callbacks.count._target_=tests.test_ranks.AllReduces"
-    for run, command in (
-        (run_forked, [*RUN, "iterations=4", f"run_dir={one}"]),
-        (run_command, [*RUN, "iterations=4", f"run_dir={two}", "trainer.devices=2", counted]),
-    ):
-        done = run(*command)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = run_forked(*RUN, "iterations=4", f"run_dir={one}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command, pair = [*RUN, "iterations=4", f"run_dir={two}", "trainer.devices=2", counted], []
+    for rank in range(2):
+        told = folder / f"rank {rank}"
+        told.mkdir()
+        place = meeting | {"LOCAL_RANK": str(rank), "RANK": str(rank)}
+        pair.append((started(command, told, functools.partial(stand, place)), told))
+    for process, told in pair:
+        process.join(300)
+        assert process.exitcode == 0, (told / "err").read_text()[-3000:]
     return one, two
 
 

@@ -155,6 +155,10 @@ class Algorithm:
                     for group in groups:
                         yield group, slots[group, k]
 
+    def rows_trained(self, b: int, t: int) -> int:
+        """How many rows the optimizer steps of a rollout see, of b samples with t trained steps each."""
+        return b * t * self.inner_epochs
+
     def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
         """What these rows cost, with a gradient in the policy's parameters."""
         raise NotImplementedError(f"{type(self).__name__} does not define loss")

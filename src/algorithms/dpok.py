@@ -3,18 +3,22 @@
 Algorithm 1: minimise -alpha (r - V) clip(rho, 1 +- eps) + beta KL(p_theta(x_{t-1} | x_t) || p_base(x_{t-1} | x_t)), r
 the reward of the final picture and V a baseline that is optional here.
 
-As in the authors' code the ratio is clipped without a minimum: a row out of range has no policy gradient, whichever way
-it would move. Their code has the squared difference of the noise predictions in place of the KL, and rewards as they
-are; here are the paper's KL and, as elsewhere, rewards normalised by prompt (`rewards=raw` takes them as they are).
+As in the authors' code a rollout gives five optimizer steps, each on about a tenth of its rows, drawn at random: here
+on one state of every sample (`schedule: timestep`, `shuffle_timesteps`). And the ratio is clipped without a minimum: a
+row out of range has no policy gradient, whichever way it would move. Their code has the squared difference of the
+noise predictions in place of the KL, and rewards as they are; here are the paper's KL and, as elsewhere, rewards
+normalised by prompt (`rewards=raw` takes them as they are).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.algorithms.base import Algorithm, Loss, PerRow, clipped_value_loss, step_and_log_prob
+from src.errors import UserError
 from src.normalise import PromptNormaliser
 from src.policy.diffusion import DiffusionPolicy
 from src.policy.gaussian import gaussian_kl
@@ -29,6 +33,7 @@ class DPOK(Algorithm):
         clip_range: of the ratio pi_theta / pi_old.
         baseline: `critic` takes V(x_t, t) off the reward. value_clip_range: of the critic's step.
         rewards: normalised by `prompt`, or `raw`.
+        policy_steps: optimizer steps on a rollout, at most; null for all that the schedule gives.
     """
 
     needs_reference = True
@@ -42,12 +47,22 @@ class DPOK(Algorithm):
         baseline: Literal["none", "critic"] = "none",
         rewards: Literal["prompt", "raw"] = "prompt",
         value_clip_range: float = 0.2,
+        policy_steps: int | None = None,
         **schedule: Any,
     ):
         super().__init__(**schedule)
+        if policy_steps is not None and policy_steps < 1:
+            raise UserError(f"algorithm.policy_steps={policy_steps} must be at least 1.")
+        self.policy_steps = policy_steps
         self.clip_range, self.value_clip_range = clip_range, value_clip_range
         self.reward_weight, self.kl_weight, self.rewards = reward_weight, kl_weight, rewards
         self.uses_critic = baseline == "critic"
+
+    def updates(self, b: int, t: int, *keys: int) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        return islice(super().updates(b, t, *keys), self.policy_steps)
+
+    def rows_trained(self, b: int, t: int) -> int:
+        return sum(len(samples) for samples, _ in self.updates(b, t))
 
     def normalise(
         self, rewards: Float[Tensor, " b"], prompts: Sequence[str], running: PromptNormaliser

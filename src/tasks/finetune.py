@@ -166,9 +166,8 @@ def summarise(
     `trained_before` are the seconds of training that earlier sessions of the run had spent.
     """
     phases, training = finetuner.phase_seconds, sum(finetuner.phase_seconds.values())
-    algorithm = finetuner.algorithm
-    steps_a_sample = len(finetuner.trained_steps()) * algorithm.inner_epochs
-    steps = finetuner.samples * steps_a_sample
+    rollout = finetuner.samples // max(finetuner.iteration, 1), len(finetuner.trained_steps())
+    steps = finetuner.iteration * finetuner.algorithm.rows_trained(*rollout)
     name = finetuner.reward_name
     summary = {
         "experiment": experiment,
