@@ -45,7 +45,7 @@ def fault_in(arguments: Sequence[str]) -> str | None:
             return f"{argument} goes on with the configuration that is in the run's folder: read its config.yaml."
         if argument in MULTIRUN and (shows := [other for other in arguments if other in SHOWN]):
             return f"{argument} and {shows[0]} exclude each other: drop {argument}, and give every key one value."
-        if value == "null" and key != "callbacks" and (options := options_of(key)):
+        if value == "null" and key != "callbacks" and (options := names_in(key)):
             without = f"; {FOR_NONE[key]}" if key in FOR_NONE else ", or leave it out for the default"
             return f"{argument}: choose from {', '.join(options)}{without}."
     return None
@@ -78,7 +78,7 @@ def _as_typed(argument: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}" if key in PATHS else argument
 
 
-def options_of(group: str) -> list[str]:
+def names_in(group: str) -> list[str]:
     """The names of the files of a group of conf/; none of what is no group."""
     return sorted(path.stem for path in CONF.glob("*/*.yaml") if path.parent.name == group)
 

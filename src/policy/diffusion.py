@@ -117,22 +117,29 @@ class DiffusionPolicy(LightningModule):
         self.sampler = self._sampler()
         self.sampler.narrow(sde_steps)
         self._frozen: list[torch.nn.Module] = []  # of full fine-tuning: what it started from; no part of what is saved
-        if finetune == "full":
-            self._frozen = [copy.deepcopy(self.network)]
-            self.network.requires_grad_(True)
-        else:
-            targets = self.pipeline.lora_targets if lora_targets is None else lora_targets
-            add_lora(self.network, lora_rank, lora_alpha, targets, self.pipeline.lora_targets)
+        self._open_to_training(lora_rank, lora_alpha, lora_targets)
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if vae_slicing:
             self.vae.enable_slicing()
-        if compile and not getattr(self.network, "_repeated_blocks", None):
-            raise UserError(f"policy.compile: diffusers names no blocks of a {type(self.network).__name__} to compile.")
         if compile:
-            # Sampling and training become two programs. Unless both round wherever eager code does, the ratio of an
-            # unmoved policy is off 1 in half precision, by more than the clip range.
-            self.network.compile_repeated_blocks(options={"emulate_precision_casts": True})
+            self._compile()
+
+    def _open_to_training(self, rank: int, alpha: int, targets: list[str] | str | None) -> None:
+        """The network's own weights, beside a copy that stays as it is, or adapters."""
+        if self.finetune == "full":
+            self._frozen = [copy.deepcopy(self.network)]
+            self.network.requires_grad_(True)
+        else:
+            usual = self.pipeline.lora_targets
+            add_lora(self.network, rank, alpha, usual if targets is None else targets, usual)
+
+    def _compile(self) -> None:
+        if not getattr(self.network, "_repeated_blocks", None):
+            raise UserError(f"policy.compile: diffusers names no blocks of a {type(self.network).__name__} to compile.")
+        # Sampling and training become two programs. Unless both round wherever eager code does, the ratio of an unmoved
+        # policy is off 1 in half precision, by more than the clip range.
+        self.network.compile_repeated_blocks(options={"emulate_precision_casts": True})
 
     # ------------------------------------------------------------------------------------------------------ its parts
 
