@@ -1,10 +1,12 @@
-"""Bars with the time left, for whatever takes more than ten seconds; on a terminal alone.
+"""Bars with the time left, for whatever takes more than ten seconds; where there is no terminal, a line a minute.
 
 `track(items, told)` goes through a sequence. `Bar(told, total, of="pictures")` is moved by `advance("pictures", n)`,
 from wherever the work is done. Bars within others stand below them.
 """
 
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, TypeVar
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+A_MINUTE = 60.0
 
 
 class Bar:
@@ -20,17 +23,20 @@ class Bar:
     Args:
         told: what stands before it.
         of: the name by which `advance` finds it.
+        lines: whether it is told of without a terminal, to stderr.
     """
 
     live: ClassVar[Progress | None] = None
     opened: ClassVar[list["Bar"]] = []
 
-    def __init__(self, told: str, total: int, of: str = "", done: int = 0):
-        self.told, self.total, self.of, self.done = told, total, of, done
+    def __init__(self, told: str, total: int, of: str = "", done: int = 0, lines: bool = True):
+        self.told, self.total, self.of, self.done, self.lines = told, total, of, done, lines
 
     def start(self) -> "Bar":
         """Shows it, on a terminal, below the bars that are open; returns it."""
-        if Bar.live is None and (console := Console()).is_terminal and os.environ.get("LOCAL_RANK", "0") == "0":
+        self._first, self._begun = self.done, time.monotonic()
+        self._line = self._begun
+        if Bar.live is None and (console := Console()).is_terminal and _speaks():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             Bar.live = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
             Bar.live.start()
@@ -44,6 +50,11 @@ class Bar:
         self.done = min(done, self.total)
         if Bar.live is not None:
             Bar.live.update(self._task, completed=self.done, description=told)
+        elif self.lines and time.monotonic() - self._line > A_MINUTE and _speaks():
+            self._line = time.monotonic()
+            left = (self._line - self._begun) * (self.total - self.done) / max(1, self.done - self._first)
+            told = f"{self.told}: {self.done:,} of {self.total:,}  {left / 60:.1f} min left"
+            print(told, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """The last one leaves the screen as it is; others go."""
@@ -63,6 +74,10 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def _speaks() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def advance(of: str, n: int = 1) -> None:

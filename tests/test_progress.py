@@ -1,5 +1,7 @@
 """Bars: what moves them, and that there is none where nobody looks."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from src.progress import Bar, advance, track
@@ -42,4 +44,15 @@ def test_no_bar_without_a_terminal(capsys):
     with Bar("evaluation", 3, of="pictures"):
         advance("pictures")
     assert list(track(range(2), "numbers")) == [0, 1]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_terminal_a_line_a_minute_says_how_far_it_is(monkeypatch, capsys):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("src.progress.time", clock)
+    with Bar("evaluation", 1200, of="pictures", done=200):
+        for clock.now in (30.0, 61.0, 90.0, 122.0):
+            advance("pictures", 100)
+    told = ["evaluation: 400 of 1,200  4.1 min left", "evaluation: 600 of 1,200  3.0 min left"]
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == told

@@ -20,7 +20,7 @@ class RunProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: RewardFinetuner) -> None:
         if not trainer.is_global_zero:
             return
-        self._bar = Bar("training", self.iterations, done=pl_module.iteration).start()
+        self._bar = Bar("training", self.iterations, done=pl_module.iteration, lines=False).start()
         self._started, self._first = time.monotonic(), pl_module.iteration
 
     def on_train_batch_end(
