@@ -140,9 +140,8 @@ class RewardFinetuner(Learner):
         part = self.ranks.part(len(prompts))
         seeds = [seed_of(self.seed, self.iteration, i) for i in range(part.start, part.stop)]
         starts = None
-        if self.algorithm.shared_noise:  # the first sample of its prompt lends a sample its x_T
-            firsts = [prompts.index(prompt) for prompt in prompts[part]]
-            starts = [seed_of(self.seed, self.iteration, i) for i in firsts]
+        if self.algorithm.shared_noise:  # the first sample of its group lends a sample its x_T
+            starts = [seed_of(self.seed, self.iteration, i) for i in self.algorithm.firsts(prompts)[part]]
         predicted = self.critic is not None and self.critic.state == "predicted"
         means = self.algorithm.needs_means or self.needs_reference
         self.policy.place_window(seed_of(self.seed, self.iteration, WINDOW_STREAM))

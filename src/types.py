@@ -102,11 +102,12 @@ class Credit:
 
 @dataclass
 class States:
-    """Where a policy may take a step: x_t, t and what it is conditioned on."""
+    """Where a policy may take a step: x_t, t and what it is conditioned on; with its guidance, or without any."""
 
     x_t: Float[Tensor, "n c h w"]
     t: Num[Tensor, " n"]
     conditioning: Conditioning
+    guided: bool = True
 
 
 @dataclass

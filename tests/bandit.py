@@ -24,7 +24,7 @@ def no_text(prompts) -> Conditioning:
 
 
 class Bandit(DiffusionPolicy):
-    num_steps, sampling_batch = 1, 10**9
+    num_steps, sampling_batch, guidance = 1, 10**9, 1.0
     timesteps, step_std = torch.tensor([7]), None
 
     def __init__(self, shape=(3, 1, 1), std=0.5, theta=0.0, alpha_bar=0.6):

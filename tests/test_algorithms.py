@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from src.algorithms.base import clipped_surrogate, clipped_value_loss
+from src.algorithms.d3po import D3PO
 from src.algorithms.ddpo import DDPO
 from src.algorithms.dpok import DPOK
 from src.algorithms.tdpo import TDPO
 from src.errors import UserError
-from src.normalise import standardise
+from src.normalise import PromptNormaliser, standardise
 
 
 def returns_of(*rewards: float, steps: int) -> torch.Tensor:
@@ -119,3 +120,14 @@ def test_dpok_takes_no_more_steps_than_its_schedule_gives():
 def test_rows_trained_are_those_of_the_updates():
     algorithm = DDPO(clip_range=1e-4, advantage_clip=5.0, inner_epochs=2, samples_per_update=4)
     assert algorithm.rows_trained(8, 3) == sum(len(samples) for samples, _ in algorithm.updates(8, 3, 1)) == 48
+
+
+def test_a_prompt_that_comes_again_makes_pairs_of_its_own():
+    prompts = ["cat", "cat", "dog", "dog", "cat", "cat"]
+    for group, firsts, partners in ((2, [0, 0, 2, 2, 4, 4], [-1, 0, -1, 2, 5, -1]), (None, [0, 0, 2, 2, 0, 0], None)):
+        algorithm = D3PO(group=group)
+        assert algorithm.firsts(prompts) == firsts
+        worth = torch.tensor([1.0, 2.0, 1.0, 3.0, 5.0, 4.0])
+        algorithm.normalise(worth, prompts, PromptNormaliser())
+        found = algorithm.credit(returns_of(*worth.tolist(), steps=2), torch.ones(2), None).partners.tolist()
+        assert found == (partners or [-1, -1, -1, 2, 0, -1])

@@ -21,7 +21,7 @@ from src.ranks import Ranks
 from src.regularisers.kl_loss import KLLoss
 from src.regularisers.kl_reward import KLReward
 from src.regularisers.none import NoRegulariser
-from src.types import Rows
+from src.types import Credit, Rows
 from tests.bandit import Bandit, Linear, rows_of
 
 G = torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
@@ -144,6 +144,17 @@ def test_online_dpos_gradient(n):
     assert_gradient(estimate, -2.0 * k / (2 * D) * 2 * S / math.sqrt(math.pi) * G / G.norm())
 
 
+def test_nft_weighs_no_sample_below_zero():
+    """Advantages of whatever size, as GARDO's factors may make them: r is within 0 and 1."""
+    bandit, algorithm = Bandit(std=S, theta=0.1), NFT(advantage_clip=1.0)
+    rollout = bandit.sample(2)
+    losses = [
+        algorithm.loss(rows_of(rollout, Credit(torch.tensor([[a], [-a]])), Linear(G), Reference(bandit)), bandit).value
+        for a in (1.0, 7.0)
+    ]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("n", FEWER)
 def test_nfts_gradient_is_that_of_weighted_flow_matching_whatever_beta(n):
     """2 E[A (theta - x_0) / |x_0|] in one dimension, with A = g x_0: -2 g E|x_0| = -2 g s sqrt(2 / pi)."""
@@ -205,6 +216,15 @@ def test_the_optimum_under_a_kl_penalty_is_sigma_squared_g_over_beta(algorithm, 
     """A KL over the mean of dimensions where the sum is meant would be off by D = 3, a missing factor of two by 2."""
     beta = 0.5
     assert_near(optimum(algorithm, regulariser(beta=beta)), S**2 * G / beta)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [DRaFT(), AlignProp(), ReFL(margin=None, scale=0.5)], ids=["draft", "alignprop", "refl"]
+)
+def test_so_it_is_where_the_reward_is_followed(algorithm):
+    """In nats of all dimensions, beside a reward in standard deviations, which here are 0.8."""
+    beta, algorithm.moments = 0.5, (0.0, 0.8)
+    assert_near(optimum(algorithm, KLLoss(beta=beta), lr=0.3), S**2 * G / 0.8 / beta)
 
 
 def test_dpoks_optimum_is_sigma_squared_g_times_the_ratio_of_its_weights():

@@ -6,10 +6,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from src.algorithms.base import step_and_log_prob
+from src.algorithms.forward import noised, prediction
 from src.errors import UserError
 from src.policy.diffusion import DiffusionPolicy
+from src.policy.reference import Reference
 from src.resets.lora import LoraNeurons
-from src.types import Credit, Rollout, Rows
+from src.types import Credit, Rollout, Rows, States
 from tests.conftest import BASE
 from tests.released import TINY_UNET, write_stable_diffusion
 
@@ -44,6 +46,22 @@ def test_ratio_is_exactly_one_before_the_first_update(guidance):
         new = log_probs(policy, rollout, j)
         assert new.requires_grad
         assert torch.equal((new - rollout.log_probs[:, j]).exp(), torch.ones(3))
+
+
+def test_on_the_forward_process_there_is_no_guidance():
+    """Neither of the policy nor of its reference; what is sampled has it."""
+    policy = make_policy(guidance=3.0)
+    perturb(policy)
+    rollout = policy.sample(PROMPTS, SEEDS)
+    rows = Rows(rollout, Credit(torch.zeros(3, 4)), torch.arange(3), torch.full((3,), 2))
+    at, _ = noised(rows, policy)
+    output, step = prediction(policy, at)
+    assert not torch.allclose(output, policy.predict(at.x_t, at.t, at.conditioning), atol=1e-2)
+    reference = Reference(policy)
+    near = reference.mean(step.at)
+    with policy.sampling(guidance=1.0):
+        assert torch.equal(output, policy.predict(at.x_t, at.t, at.conditioning))
+        assert torch.equal(near, reference.mean(States(at.x_t, at.t, at.conditioning)))
 
 
 def test_a_fresh_adapter_changes_nothing_and_a_moved_one_does():

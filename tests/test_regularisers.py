@@ -12,6 +12,7 @@ from src.algorithms.preference import best_and_worst
 from src.errors import UserError
 from src.normalise import PromptNormaliser
 from src.policy.reference import Reference
+from src.ranks import Ranks
 from src.regularisers.ema import EMA
 from src.regularisers.gardo import GARDO, diversity_factors, gate_of, rank, suspicion
 from src.regularisers.kl_loss import KLLoss
@@ -218,6 +219,13 @@ def test_the_quantile_follows_how_far_rewards_disagree():
     assert gardo.q == 0.2 and len(gardo.recent) == 20
 
 
+def test_a_rollout_is_gated_by_the_quantile_that_it_moves():
+    gardo, rollout = made_gardo(diversity=False), Bandit().sample(8)
+    gardo.recent = [0.0]  # the rewards disagree more than they did
+    looked = gardo.look(rollout, torch.arange(8.0), rollout.prompts, Ranks())
+    assert looked["gardo/quantile"] == pytest.approx(0.11) == pytest.approx(gardo.q)
+
+
 def test_only_gated_rows_pay_and_their_mean_is_undiluted():
     """Two of four rows are gated: KL 0.02 and 0.02 nats of theta 0.1 with s 0.5, in one dimension; beta 2."""
     bandit = Bandit((1, 1, 1), std=0.5)
@@ -243,7 +251,7 @@ def test_an_average_of_weights_by_hand():
         bandit.theta.data.fill_(float(k))
         ema.stepped(bandit)
         if k % 2 == 0:
-            decay = min((1 + k // 2) / (10 + k // 2), 0.9)
+            decay = min((1 + k) / (10 + k), 0.9)
             wanted = decay * wanted + (1 - decay) * k
         assert ema.averaged[0].item() == pytest.approx(wanted)
     again = EMA(decay=0.9, every=2)

@@ -3,7 +3,9 @@
 Cutting the gradient at a random step (section 4.1) keeps the early steps in play without the cost, and the instability,
 of the whole chain. Three ways of cutting are in use: the later public code draws one cut for a batch from N(42, 5) of
 50 steps (`normal`); others draw it uniformly (`uniform`); the first public code and TRL draw anew at every step, so
-that step i of T keeps its gradient with probability (i + 1) / (T + 1), whatever the others do (`each_step`).
+that step i of T keeps its gradient with probability (i + 1) / (T + 1), whatever the others do (`each_step`). There a
+draw is of a micro-batch, here of an optimizer step; and their gradients stay below the clip (a loss times 0.01), so
+that long ones count for more, where here all of them reach it (`max_grad_norm=100` is as there).
 """
 
 from typing import Any, Literal

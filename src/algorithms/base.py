@@ -37,6 +37,7 @@ class Loss:
     steps: list[Step] = field(default_factory=list)  # the policy's, for whoever keeps it near the reference
     ratios: tuple[PerRow, PerRow] | None = None  # pi_theta / pi_old, and 1 where a clip took the gradient away
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # means over the rows, by glossary key
+    nat: float | None = None  # what a nat of these steps costs at beta = 1; None: means over steps and dimensions
 
 
 class Algorithm:
@@ -47,8 +48,8 @@ class Algorithm:
             `trajectory` on all timesteps of them.
         samples_per_update: samples behind one optimizer step; null for all of the iteration.
         inner_epochs: passes over a rollout.
-        timestep_fraction: share of the denoising steps with a density that are trained, the noisiest first; the rest
-            are only sampled.
+        timestep_fraction: share of the denoising steps with a density that are trained, the noisiest first (of DDPO's
+            authors: so many at random); the rest are only sampled.
         shuffle_timesteps: an update of schedule `timestep` sees another timestep of each of its samples, as in the
             authors' code of TDPO, and not one and the same.
         timestep_weighting: how much a step's advantage (D3PO: its loss) counts. `uniform` is the gradient as it is; its
@@ -68,6 +69,7 @@ class Algorithm:
     gradients_a_sample = 0  # pictures that the reward's gradient is taken of
     whole_trajectory = False  # starts from any of its states, whichever steps are trained
     own_kl = ""  # the option that already keeps the policy near the reference
+    idle_at_first = ""  # what has been chosen that does nothing in the first optimizer step on a rollout
 
     def __init__(
         self,
@@ -158,6 +160,10 @@ class Algorithm:
     def rows_trained(self, b: int, t: int) -> int:
         """How many rows the optimizer steps of a rollout see, of b samples with t trained steps each."""
         return b * t * self.inner_epochs
+
+    def firsts(self, prompts: Sequence[str]) -> list[int]:
+        """Of each sample the first one of its group: of its prompt, where an algorithm says nothing else."""
+        return [prompts.index(prompt) for prompt in prompts]
 
     def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:
         """What these rows cost, with a gradient in the policy's parameters."""

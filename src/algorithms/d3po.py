@@ -2,8 +2,10 @@
 
 Eq. 11: L = -log sigmoid(beta [log R_w - log R_l]), R = clip(pi_theta / pi_ref, 1 +- clip_range) of the step that was
 sampled, of the preferred trajectory and of the other, step by step. Log-probabilities are means over latent dimensions;
-a step out of range has no gradient. The authors' pairs start from one x_T (shared_noise), and their steps weigh alike;
-timestep_weighting=variance weighs a step's loss by sigma_t^2, so that the last ones do not outweigh all others.
+a step out of range has no gradient. The authors' code takes an optimizer step on every pair, here all pairs of an
+iteration share one unless `samples_per_update` says less. The authors' pairs start from one x_T (shared_noise), and
+their steps weigh alike; timestep_weighting=variance weighs a step's loss by sigma_t^2, so that the last ones do not
+outweigh all others.
 """
 
 from typing import Any

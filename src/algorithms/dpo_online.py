@@ -47,7 +47,7 @@ class OnlineDPO(Preference):
     ) -> tuple[PerRow, Step]:
         """By how much the policy's error is smaller than the reference's, and the policy's step."""
         output, step = prediction(policy, at)
-        with torch.no_grad(), rows.reference.in_place():
+        with torch.no_grad(), rows.reference.in_place(), policy.unguided():
             reference = policy.predict(at.x_t, at.t, at.conditioning)
         predicted = [policy.predicted_noise(each, at.x_t, at.t) for each in (output, reference)]
         error, reference_error = ((each - noise).square().mean((1, 2, 3)) for each in predicted)

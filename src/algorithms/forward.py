@@ -1,4 +1,8 @@
-"""The forward process, where methods need it: x_t of a sampled picture, and what the network makes of it."""
+"""The forward process, where methods need it: x_t of a sampled picture, and what the network makes of it.
+
+The network predicts what was added to a picture of a prompt; classifier-free guidance, which draws its output beyond
+that, is left out here, as in the training of these networks, whatever the rollout was sampled with.
+"""
 
 import torch
 from jaxtyping import Float
@@ -21,10 +25,11 @@ def noised(
     keys = zip(drawn.seeds, drawn.slots.tolist(), strict=True)
     draws = [torch.randn(shape, generator=generator_of(seed, slot, drawn.draw, FORWARD_STREAM)) for seed, slot in keys]
     noise = torch.stack(draws).to(rows.x_0)
-    return States(policy.noised(rows.x_0, rows.t, noise), rows.t, rows.conditioning), noise
+    return States(policy.noised(rows.x_0, rows.t, noise), rows.t, rows.conditioning, guided=False), noise
 
 
 def prediction(policy: DiffusionPolicy, at: States) -> tuple[Float[Tensor, "n c h w"], Step]:
     """The network's output at these states, and the step that a sampler would take with it."""
-    output = policy.predict(at.x_t, at.t, at.conditioning)
+    with policy.unguided():
+        output = policy.predict(at.x_t, at.t, at.conditioning)
     return output, Step(*policy.step_of(output, at.x_t, at.t), at)

@@ -66,6 +66,8 @@ class GRPO(Algorithm):
         self.advantage_clip, self.std, self.eps, self.drop_flat = advantage_clip, std, eps, drop_flat
         self.ratio, self.guard_clip_range = ratio, guard_clip_range
         self.trust, self.max_divergence, self.value_clip_range = trust, max_divergence, value_clip_range
+        chosen = {"trust=divergence": trust == "divergence", "clip_range_high": clip_range_high is not None}
+        self.idle_at_first = next((f"algorithm.{option}" for option, is_so in chosen.items() if is_so), "")
         self.uses_critic, self.needs_means = baseline == "critic", ratio == "guard" or trust == "divergence"
         self.flat: Tensor | None = None  # samples of groups without spread
 

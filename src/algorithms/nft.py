@@ -7,6 +7,8 @@ A the reward within its group. As in the authors' code the squares are taken of 
 the network's output in every parametrisation, each divided by its own mean absolute error (detached), and the loss is
 multiplied by 5 / beta, so that at v = v_old its gradient is that of A times flow matching, whatever beta. v_old follows
 v after every iteration: v_old <- eta v_old + (1 - eta) v, eta = min(rise * optimizer steps, most), a copy at first.
+
+Their samples are drawn without guidance (guidance=1) and without noise in the steps; here as the policy is set.
 """
 
 from collections.abc import Sequence
@@ -88,10 +90,10 @@ class NFT(Algorithm):
         at, _ = noised(rows, policy)
         output, step = prediction(policy, at)
         clean = policy.predicted_clean(output, at.x_t, at.t)
-        with torch.no_grad(), policy.holding(self.old) if self.old is not None else nullcontext():
+        with torch.no_grad(), policy.unguided(), policy.holding(self.old) if self.old is not None else nullcontext():
             old = policy.predicted_clean(policy.predict(at.x_t, at.t, at.conditioning), at.x_t, at.t)
         ahead, behind = (old + sign * self.beta * (clean - old) for sign in (1, -1))
-        r = (rows.advantage / self.advantage_clip + 1) / 2
+        r = ((rows.advantage / self.advantage_clip + 1) / 2).clamp(0, 1)  # whatever a regulariser made of advantages
         errors = r * relative_error(ahead, rows.x_0) + (1 - r) * relative_error(behind, rows.x_0)
         return Loss(self.advantage_clip / self.beta * errors.mean(), [step])
 

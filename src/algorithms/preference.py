@@ -14,19 +14,28 @@ from src.types import Credit
 
 
 class Preference(Algorithm):
-    """Base: one pair a group, by what samples are worth in all; none in a group whose best is as good as its worst."""
+    """Base: one pair a group, by what samples are worth in all; none in a group whose best is as good as its worst.
+
+    Args:
+        group: samples of one, side by side; null for all of a prompt.
+    """
 
     needs_groups, pairs, weighs_rows = True, True, False
 
-    def __init__(self, **schedule: Any):
+    def __init__(self, group: int | None = None, **schedule: Any):
         super().__init__(**schedule)
+        self.group_size = group
         self.group: Int[Tensor, " b"] | None = None  # of each sample of the rollout
+
+    def firsts(self, prompts: Sequence[str]) -> list[int]:
+        if self.group_size is None:
+            return super().firsts(prompts)
+        return [k - k % self.group_size for k in range(len(prompts))]
 
     def normalise(
         self, rewards: Float[Tensor, " b"], prompts: Sequence[str], running: PromptNormaliser
     ) -> Float[Tensor, " b"]:
-        places = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
-        self.group = torch.tensor([places[prompt] for prompt in prompts])
+        self.group = torch.tensor(self.firsts(prompts))
         return running(rewards, prompts)
 
     def credit(

@@ -28,6 +28,7 @@ class ThroughReward(Algorithm):
     """
 
     uses_returns = weighs_rows = False
+    scale = 1.0  # of the reward in the loss
     whole_trajectory = True
 
     def __init__(self, checkpoint_steps: bool = False, **schedule: Any):
@@ -66,7 +67,7 @@ class ThroughReward(Algorithm):
         latents, steps = self.denoise(rows, policy)
         prompts = rows.prompts * (len(latents) // len(rows))
         scores = rows.reward.score(policy.decode(latents), prompts, differentiable=True)
-        return Loss(self.cost(self.standardised(scores)).mean(), steps)
+        return Loss(self.cost(self.standardised(scores)).mean(), steps, nat=self.scale)
 
     def cost(self, rewards: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of pictures with these standardised rewards."""

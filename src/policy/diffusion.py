@@ -49,7 +49,7 @@ class DiffusionPolicy(LightningModule):
             attention's.
         sde: of flow matching: `flow_grpo`, `constant` or `cps`; see src/policy/flow.py.
         sde_steps: the steps that draw noise, and are trained: [first, end], or so many in a row whose place changes
-            from iteration to iteration (MixGRPO, 2507.21802); null for all.
+            at random from iteration to iteration (MixGRPO's random strategy, 2507.21802); null for all.
         gradient_checkpointing: activations of the network's blocks are computed again for the backward pass, not kept.
         compile: the network's transformer blocks run through torch.compile (torch 2.13 compiles a whole UNet to wrong
             gradients on the CPU).
@@ -203,6 +203,15 @@ class DiffusionPolicy(LightningModule):
         finally:
             self.sampler, self.num_steps, self.eta, self.guidance = before
 
+    @contextmanager
+    def unguided(self) -> Iterator[None]:
+        """The network's conditional output alone, for as long as the context lasts."""
+        before, self.guidance = self.guidance, 1.0
+        try:
+            yield
+        finally:
+            self.guidance = before
+
     def place_window(self, seed: int) -> None:
         """Where `sde_steps` says how many steps draw noise, the seed says which, from now on."""
         if isinstance(self.sde_steps, int):
@@ -258,7 +267,8 @@ class DiffusionPolicy(LightningModule):
         """The guided output of the network, float32; on request drawn to the base's at high noise.
 
         Annealed importance guidance (2409.06493): g tuned + (1 - g) base with g = (1 - t / T)^p. At p = 0 that is the
-        tuned network, at p = infinity the base.
+        tuned network, at p = infinity the base. The authors' code goes by the share of steps that are done, which is
+        the same on evenly spaced timesteps.
         """
         if self.annealing is None or self._at_base:
             return self._guided(x_t, t, told)

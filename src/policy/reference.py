@@ -1,7 +1,7 @@
 """What a policy is kept near: the base it started from or, once it has been moved, the policy of an earlier moment."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class Reference:
     @torch.no_grad()
     def mean(self, at: States) -> Float[Tensor, "n c h w"]:
         """Of its step from other states."""
-        with self.in_place():
+        with self.in_place(), nullcontext() if at.guided else self.policy.unguided():
             return self.policy.step_distribution(at.x_t, at.t, at.conditioning)[0]
 
     def move_here(self) -> None:

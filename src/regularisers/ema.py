@@ -2,8 +2,8 @@
 
 It changes nothing in training.
 
-theta_ema <- d theta_ema + (1 - d) theta after every `every`-th optimizer step, d = min((1 + s) / (10 + s), decay) at
-the s-th of these (flow_grpo, DiffusionNFT).
+theta_ema <- d theta_ema + (1 - d) theta after every `every`-th optimizer step, d = min((1 + s) / (10 + s), decay) after
+s steps in all (flow_grpo, DiffusionNFT).
 """
 
 from typing import Any
@@ -39,8 +39,7 @@ class EMA(Regulariser):
         self.steps += 1
         if self.steps % self.every:
             return
-        s = self.steps // self.every
-        decay = min((1 + s) / (10 + s), self.decay)
+        decay = min((1 + self.steps) / (10 + self.steps), self.decay)
         for average, parameter in zip(self.averaged, policy.trainable(), strict=True):
             average.lerp_(parameter.detach().to(average), 1 - decay)
 

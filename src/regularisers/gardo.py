@@ -8,7 +8,8 @@
   feature distance (1 - cos) to another of its group.
 
 The public code ranks from the best down, so that its gate opens where the others like a picture *more*; here the prose
-is followed (`ranks=descending`: the code). There a KL is averaged over gated rows, and so it is here.
+is followed (`ranks=descending`: the code). There a KL is averaged over gated rows, and so it is here. There advantages
+are not divided by a standard deviation: algorithm.std=batch is the same but for their scale.
 """
 
 from collections.abc import Sequence
@@ -84,9 +85,9 @@ class GARDO(KLLoss):
         if self.gate:
             scores = [model.score(rollout.images, rollout.prompts) for model in self.auxiliaries.values()]
             disagreement = suspicion(rewards, [ranks.gather(each) for each in scores], self.order)
+            self._adapt(disagreement)
             self.gated = gate_of(disagreement, self.q)
             metrics = {"gardo/quantile": self.q, "gardo/gated": self.gated.float().mean().item()}
-            self._adapt(disagreement)
         if self.diversity:
             with torch.no_grad():
                 features = ranks.gather(F.normalize(self.tower.embed_images(rollout.images), dim=-1))

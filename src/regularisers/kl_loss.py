@@ -16,16 +16,18 @@ from src.types import Rows
 
 
 class KLLoss(NearReference):
-    """L + beta mean_rows |mu_theta - mu_ref|^2 / (2 sigma_t^2), the square averaged over latent dimensions.
+    """L + beta times the mean over rows of |mu_theta - mu_ref|^2 / (2 sigma_t^2), in the unit of L.
 
-    Averaged, as the log-probabilities of the policy gradient are: so beta means what it means in kl_reward.
+    Beside a policy gradient, whose log-probabilities are means over latent dimensions and whose rows are steps, so is
+    the square. Beside a reward that is followed through the sampler it is summed over dimensions and over the steps
+    that have a gradient. So beta means what it means in kl_reward.
     """
 
     def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""]:
         return self.beta * self.kl(rows, loss, reference).mean()
 
     def kl(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, " n"]:
-        """Of each row, per latent dimension; the mean over the steps that its loss took."""
+        """Of each row, over the steps that its loss took: their mean per latent dimension, or their sum."""
         steps = [step for step in loss.steps if (step.std > 0).all()]
         if not steps:
             raise UserError(
@@ -37,5 +39,7 @@ class KLLoss(NearReference):
             base = step.reference_mean
             if base is None:
                 base = rows.reference_mean if step.at is None else reference.mean(step.at)
-            kls.append(gaussian_kl(step.mean, base, step.std) / base[0].numel())
-        return sum(kls[1:], kls[0]) / len(kls)
+            kl = gaussian_kl(step.mean, base, step.std)
+            kls.append(kl / base[0].numel() if loss.nat is None else loss.nat * kl)
+        total = sum(kls[1:], kls[0])
+        return total / len(kls) if loss.nat is None else total

@@ -81,6 +81,19 @@ def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
             f"samples_per_prompt={cfg['samples_per_prompt']}: {name} compares samples of one prompt, and there is "
             "nothing to compare with: choose samples_per_prompt=8, or 2 at least."
         )
+    several = algorithm.schedule == "timestep" or algorithm.inner_epochs > 1
+    if algorithm.idle_at_first and not several and algorithm.samples_per_update in (None, cfg["samples_per_iteration"]):
+        raise UserError(
+            f"{algorithm.idle_at_first} does nothing in the first optimizer step on a rollout, and there is no other: "
+            f"choose algorithm.samples_per_update={cfg['samples_per_iteration'] // 2}, half of the samples, or "
+            "algorithm.inner_epochs=2."
+        )
+    group = getattr(algorithm, "group_size", None)
+    if group is not None and (group < 2 or cfg["samples_per_prompt"] % group):
+        raise UserError(
+            f"algorithm.group={group} must be at least 2 and divide samples_per_prompt={cfg['samples_per_prompt']}, or "
+            "pairs would be of different prompts."
+        )
     if algorithm.own_kl and chosen.needs_reference:
         raise UserError(
             f"{regulariser}: {name} has a KL of its own, {algorithm.own_kl}, and this would add another: choose "

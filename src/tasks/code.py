@@ -2,7 +2,8 @@
 
 `python -m src.run +experiment=code train_reward=hps`. A trajectory of T steps is cut into blocks of B. From where the
 last block ended, N continuations are drawn; the one whose predicted x_0 scores best is kept, and the next block begins
-there (section 3, B and N as there). The last block is judged by x_0 itself. Nothing is differentiated.
+there (section 3, B and N as there). The last block is judged by x_0 itself, and is the short one where B does not
+divide T (in the authors' notebook the first is). Nothing is differentiated.
 
 N trajectories of the first block have an x_T each, so that one block of all steps (B = T) is best of N. The authors'
 notebook draws them from one x_T, which makes of B = T the best of N continuations of one start. A public pipeline that

@@ -107,11 +107,13 @@ def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int, prompts: 
     """Raises UserError where samples of one prompt would be pairs, and lie on different ranks."""
     samples, group, name = cfg["samples_per_iteration"], cfg["samples_per_prompt"], type(algorithm).__name__
     parted = any(Ranks(rank, world).part(samples).start % group for rank in range(world))
-    if algorithm.pairs and world > 1 and (parted or samples > group * prompts):
+    again = getattr(algorithm, "group_size", None) is None and samples > group * prompts
+    if algorithm.pairs and world > 1 and (parted or again):
+        most = f", and at most {group * prompts}, for each prompt of the set once" if again else ""
         raise UserError(
             f"trainer.devices: {world} processes would hold samples of one prompt apart, and {name} pairs them: let "
             f"samples_per_iteration={samples} be a multiple of {world * group}, processes times "
-            f"samples_per_prompt, and at most {group * prompts}, for each prompt of the set once."
+            f"samples_per_prompt{most}."
         )
 
 
