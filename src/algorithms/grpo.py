@@ -2,6 +2,8 @@
 
 A sample is worth how much better it is than the others of its prompt in this rollout, and no critic is needed:
 A = (r - mean of the group) / (std + eps), the std of the group (DanceGRPO) or of all samples (Flow-GRPO).
+Both take two optimizer steps a rollout (`samples_per_update` half of the samples, as in suite=sd14 and its kin); on
+suite=mini there is one, whose ratios are 1.
 
 Two remedies for ratios whose mean is below 1, so that a clip around 1 does not hold:
 - GRPO-Guard (Wang et al. 2025, 2510.22319): log rho' = (log rho + |mu - mu_old|^2 / (2 sigma^2 D)) sigma, of mean 0 and
