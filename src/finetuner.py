@@ -174,11 +174,11 @@ class RewardFinetuner(Learner):
         step_std = self.policy.sampler.stds(rollout.timesteps)
         normalised = self.algorithm.normalise(rewards, prompts, self.normaliser)
         returns = normalised[:, None].expand(-1, len(step_std))
-        returns = self.regulariser.returns(returns, rollout, step_std, self.ranks)
+        penalty = self.regulariser.penalty(rollout, step_std, self.ranks)
         values = None
         if self.critic is not None and features is not None:
             values = self.critic.values(features, self.ranks)
-        return self.regulariser.credited(self.algorithm.credit(returns, step_std, values))
+        return self.regulariser.credited(self.algorithm.credit_less(penalty, returns, step_std, values))
 
     def update(self, rollout: Rollout, credit: Credit, features: Float[Tensor, "own t d"] | None) -> Metrics:
         """All optimizer steps of the iteration; returns means over them."""

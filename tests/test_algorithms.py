@@ -7,6 +7,7 @@ from src.algorithms.base import clipped_surrogate, clipped_value_loss
 from src.algorithms.d3po import D3PO
 from src.algorithms.ddpo import DDPO
 from src.algorithms.dpok import DPOK
+from src.algorithms.nft import NFT
 from src.algorithms.tdpo import TDPO
 from src.errors import UserError
 from src.normalise import PromptNormaliser, standardise
@@ -115,6 +116,15 @@ def test_dpok_takes_no_more_steps_than_its_schedule_gives():
     assert len(list(algorithm.updates(8, 2, 1))) == 8 and algorithm.rows_trained(8, 2) == 32
     with pytest.raises(UserError, match=r"algorithm.policy_steps=0 must be at least 1"):
         DPOK(1e-4, policy_steps=0)
+
+
+def test_what_a_regulariser_takes_off_is_neither_clipped_nor_weighed():
+    """A = 2 clipped to 1, times sigma^2 = 9 and 1 over their mean of 5, less 1 and 4; of pairs, off the returns."""
+    returns, std, penalty = returns_of(2.0, steps=2), torch.tensor([3.0, 1.0]), torch.tensor([[1.0, 4.0]])
+    made = DDPO(clip_range=1e-4, advantage_clip=1.0, timestep_weighting="variance")
+    assert made.credit_less(None, returns, std, None).advantages.tolist() == [pytest.approx([1.8, 0.2])]
+    assert made.credit_less(penalty, returns, std, None).advantages.tolist() == [pytest.approx([0.8, -3.8])]
+    assert NFT().credit_less(penalty, returns, std, None).advantages.tolist() == [[1.0, 1.0]]
 
 
 def test_rows_trained_are_those_of_the_updates():

@@ -39,8 +39,9 @@ def loss_of(algorithm, bandit, rollout, regulariser=None, rewards=None):
     """The loss of all rows of a rollout, credited with raw rewards as the algorithm and the regulariser have it."""
     regulariser, reference = regulariser or NoRegulariser(), Reference(bandit)
     rewards = worth(rollout) if rewards is None else rewards
-    returns = regulariser.returns(rewards[:, None], rollout, bandit.step_std, Ranks())
-    credit = algorithm.credit(returns, bandit.step_std, torch.zeros_like(returns) if algorithm.uses_critic else None)
+    returns, penalty = rewards[:, None], regulariser.penalty(rollout, bandit.step_std, Ranks())
+    values = torch.zeros_like(returns) if algorithm.uses_critic else None
+    credit = algorithm.credit_less(penalty, returns, bandit.step_std, values)
     rows = rows_of(rollout, credit, Linear(G), reference)
     loss = algorithm.loss(rows, bandit)
     extra = regulariser.loss(rows, loss, reference)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -64,6 +64,7 @@ class Algorithm:
     needs_means = False  # asks where the policy that sampled had its means
     needs_groups = False  # compares samples of one prompt
     pairs = False  # a row is a pair of them, which must lie on one rank
+    policy_gradient = False  # a row costs its advantage times its log-density, or ratio
     uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
     weighs_rows = True  # by their advantages; otherwise rows are pairs, or all alike
     gradients_a_sample = 0  # pictures that the reward's gradient is taken of
@@ -132,6 +133,24 @@ class Algorithm:
             values: the critic's, of the states before them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define credit")
+
+    def credit_less(
+        self,
+        penalty: Float[Tensor, "b t"] | None,
+        returns: Float[Tensor, "b t"],
+        step_std: Float[Tensor, " t"],
+        values: Float[Tensor, "b t"] | None,
+    ) -> Credit:
+        """Credit less what a regulariser takes off: off the returns or, of a policy gradient, off the advantages.
+
+        So that neither a clip nor a weight of the latter changes what the regulariser asks for.
+        """
+        if penalty is None:
+            return self.credit(returns, step_std, values)
+        if not self.policy_gradient:
+            return self.credit(returns - penalty, step_std, values)
+        credit = self.credit(returns, step_std, values)
+        return replace(credit, advantages=credit.advantages - penalty)
 
     # --------------------------------------------------------------------------------------- what a row costs
 

@@ -18,12 +18,12 @@ from src.types import Credit, Rows
 class DDPO(Algorithm):
     """A_t = clip(return of step t, +-advantage_clip).
 
-    All returns of a trajectory are its normalised reward, unless a regulariser has its part of them.
-
     Args:
         clip_range: of the ratio pi_theta / pi_old.
         advantage_clip: of the advantages, in standard deviations.
     """
+
+    policy_gradient = True
 
     def __init__(self, clip_range: float, advantage_clip: float, **schedule: Any):
         super().__init__(**schedule)

@@ -36,7 +36,7 @@ class DPOK(Algorithm):
         policy_steps: optimizer steps on a rollout, at most; null for all that the schedule gives.
     """
 
-    needs_reference = True
+    needs_reference = policy_gradient = True
     own_kl = "algorithm.kl_weight"
 
     def __init__(

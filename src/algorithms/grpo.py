@@ -43,7 +43,7 @@ class GRPO(Algorithm):
         baseline: `critic` takes V(x_t, t) off what a step is worth. value_clip_range: of the critic's step.
     """
 
-    needs_groups = True
+    needs_groups = policy_gradient = True
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class TDPO(Algorithm):
         normalise_over: samples of one `timestep`, or `all` samples and steps (the authors').
     """
 
-    uses_critic = True
+    uses_critic = policy_gradient = True
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ class Regulariser:
     """Base: nothing is asked of the reference, and nothing is added."""
 
     needs_reference = False
-    needs_returns = False  # has its part of what a step is worth
+    needs_returns = False  # has its part of what a step is worth: a penalty
     needs_credit = False  # weighs what a row is worth
     extra_queries = 0  # scores of other rewards that it asks for, a picture
     averaged: list[Tensor] | None = None  # trained parameters that are evaluated and saved beside the raw ones
@@ -30,11 +30,9 @@ class Regulariser:
         """At a rollout, this rank's, when its rewards are known, all ranks'."""
         return {}
 
-    def returns(
-        self, returns: Float[Tensor, "b t"], rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks
-    ) -> Float[Tensor, "b t"]:
-        """The returns of all ranks' samples, less what this takes from them; the rollout is this rank's."""
-        return returns
+    def penalty(self, rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks) -> Float[Tensor, "b t"] | None:
+        """What comes off the worth of each step, of all ranks' samples, in normalised reward; the rollout is this rank's."""
+        return None
 
     def credited(self, credit: Credit) -> Credit:
         """All ranks' credit, as this would have it."""

@@ -3,6 +3,9 @@
 The KL of a trajectory is the mean of sum_t l_t, l_t = log p_theta(x_{t-1} | x_t) - log p_ref(x_{t-1} | x_t), so that
 the return of step t is the reward less beta times l_t and those after it. It takes the *sampled* l_t: its score term
 is the gradient of the step's own KL, which an exact KL in its place would leave out.
+
+A nat costs the same at every step, however an algorithm weighs what its steps are worth (`timestep_weighting`): nearly
+all of the KL is paid for the last ones, which such weights all but leave out.
 """
 
 from jaxtyping import Float
@@ -15,12 +18,10 @@ from src.types import Rollout
 
 
 class KLReward(NearReference):
-    """G_t = r - beta (sum_{s <= t} l_s, its mean over the samples taken off, which changes no expected gradient)."""
+    """Takes off step t beta (sum_{s <= t} l_s, less its mean over the samples, which changes no expected gradient)."""
 
     needs_returns = True
 
-    def returns(
-        self, returns: Float[Tensor, "b t"], rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks
-    ) -> Float[Tensor, "b t"]:
+    def penalty(self, rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks) -> Float[Tensor, "b t"]:
         to_go = ranks.gather(log_ratios(rollout, step_std)).flip(1).cumsum(1).flip(1)
-        return returns - self.beta * (to_go - to_go.mean(0))
+        return self.beta * (to_go - to_go.mean(0))
