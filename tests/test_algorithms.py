@@ -135,7 +135,8 @@ def test_rows_trained_are_those_of_the_updates():
 def test_a_prompt_that_comes_again_makes_pairs_of_its_own():
     prompts = ["cat", "cat", "dog", "dog", "cat", "cat"]
     for group, firsts, partners in ((2, [0, 0, 2, 2, 4, 4], [-1, 0, -1, 2, 5, -1]), (None, [0, 0, 2, 2, 0, 0], None)):
-        algorithm = D3PO(group=group)
+        algorithm = D3PO()
+        algorithm.group_size = group
         assert algorithm.firsts(prompts) == firsts
         worth = torch.tensor([1.0, 2.0, 1.0, 3.0, 5.0, 4.0])
         algorithm.normalise(worth, prompts, PromptNormaliser())

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,16 @@ def test_ratio_statistics_by_hand():
     assert metrics["policy/ratio_std/step_1"] == 0
     assert metrics["policy/clip_fraction"] == pytest.approx(1 / 3)
     assert (metrics["policy/clip_fraction/step_0"], metrics["policy/clip_fraction/step_1"]) == (0.5, 0)
+
+
+def test_a_step_that_no_update_saw_has_no_ratios():
+    statistics = RatioStatistics(2, torch.device("cpu"))
+    statistics.update(torch.tensor([1]), torch.tensor([1.0003]), torch.tensor([0.0]))
+    metrics = statistics.metrics()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert {key for key in metrics if key.endswith(("step_0", "step_1"))} == {
+        f"policy/{name}/step_1" for name in ("ratio_mean", "ratio_std", "clip_fraction")
+    }
 
 
 def test_explained_variance_by_step():

@@ -220,10 +220,13 @@ def test_the_quantile_follows_how_far_rewards_disagree():
 
 
 def test_a_rollout_is_gated_by_the_quantile_that_it_moves():
-    gardo, rollout = made_gardo(diversity=False), Bandit().sample(8)
+    gardo, rollout = made_gardo(diversity=False, quantile=0.19), Bandit().sample(64)
     gardo.recent = [0.0]  # the rewards disagree more than they did
-    looked = gardo.look(rollout, torch.arange(8.0), rollout.prompts, Ranks())
-    assert looked["gardo/quantile"] == pytest.approx(0.11) == pytest.approx(gardo.q)
+    rewards = torch.arange(64.0)
+    looked = gardo.look(rollout, rewards, rollout.prompts, Ranks())
+    u = suspicion(rewards, [gardo.auxiliaries["other"].score(rollout.images, rollout.prompts)])
+    assert looked["gardo/quantile"] == gardo.q == 0.2
+    assert gardo.gated.equal(gate_of(u, 0.2)) and not gardo.gated.equal(gate_of(u, 0.19))
 
 
 def test_only_gated_rows_pay_and_their_mean_is_undiluted():

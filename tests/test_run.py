@@ -106,10 +106,6 @@ BAD = {
     "two KLs": (["+experiment=dpok", "regulariser=kl_loss"], "DPOK has a KL of its own, algorithm.kl_weight"),
     "returns that nobody looks at": (["+experiment=draft", "regulariser=kl_reward"], "choose regulariser=kl_loss"),
     "credit that nobody looks at": (["+experiment=d3po", "regulariser=gardo"], "D3PO does not go by that"),
-    "a group of several prompts": (
-        ["+experiment=d3po", "algorithm.group=4"],
-        "algorithm.group=4 must be at least 2 and",
-    ),
     "a trust region of one step": (
         ["+experiment=grpo", "algorithm.trust=divergence"],
         "algorithm.trust=divergence does nothing in the first optimizer step on a rollout",
@@ -117,17 +113,6 @@ BAD = {
     "pairs on different ranks": (
         ["+experiment=d3po", "trainer.devices=3", "trainer.accelerator=cpu"],
         "3 processes would hold samples of one prompt apart, and D3PO pairs them",
-    ),
-    "a pair whose prompt comes again": (
-        [
-            "+experiment=dpo_online",
-            "algorithm.group=null",
-            "trainer.devices=2",
-            "trainer.accelerator=cpu",
-            "prompts=file",
-            "prompts.path={four}",
-        ],
-        "at most 32",
     ),
     "no threads": (["threads=0"], "threads=0 must be at least 1"),
     "no batch": (["policy.sampling_batch=0"], "policy.sampling_batch=0 must be at least 1"),

@@ -5,7 +5,7 @@ of the whole chain. Three ways of cutting are in use: the later public code draw
 50 steps (`normal`); others draw it uniformly (`uniform`); the first public code and TRL draw anew at every step, so
 that step i of T keeps its gradient with probability (i + 1) / (T + 1), whatever the others do (`each_step`). There a
 draw is of a micro-batch, here of an optimizer step; and their gradients stay below the clip (a loss times 0.01), so
-that long ones count for more, where here all of them reach it (`max_grad_norm=100` is as there).
+that large ones count for more, where here all of them reach it (`max_grad_norm=100` is as there).
 """
 
 from typing import Any, Literal

@@ -56,7 +56,7 @@ class Algorithm:
             terms grow as 1 / sigma_t, so that the last, almost noiseless steps drown the first, which decide the
             picture. `variance` weighs by sigma_t^2 (mean 1), in the spirit of noise-aware weighting (TempFlow-GRPO,
             2508.04324).
-        shared_noise: samples of one prompt start from the same x_T (DanceGRPO, D3PO).
+        shared_noise: samples of one group start from the same x_T (DanceGRPO, D3PO).
     """
 
     uses_critic = False
@@ -64,6 +64,7 @@ class Algorithm:
     needs_means = False  # asks where the policy that sampled had its means
     needs_groups = False  # compares samples of one prompt
     pairs = False  # a row is a pair of them, which must lie on one rank
+    group_size: int | None = None  # samples of a prompt side by side, once that is known
     policy_gradient = False  # a row costs its advantage times its log-density, or ratio
     uses_returns = True  # what a step is worth decides; otherwise the reward's gradient
     weighs_rows = True  # by their advantages; otherwise rows are pairs, or all alike
@@ -181,7 +182,7 @@ class Algorithm:
         return b * t * self.inner_epochs
 
     def firsts(self, prompts: Sequence[str]) -> list[int]:
-        """Of each sample the first one of its group: of its prompt, where an algorithm says nothing else."""
+        """Of each sample the first one of its group: of its prompt, unless an algorithm has other groups."""
         return [prompts.index(prompt) for prompt in prompts]
 
     def loss(self, rows: Rows, policy: DiffusionPolicy) -> Loss:

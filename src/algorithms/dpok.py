@@ -3,11 +3,11 @@
 Algorithm 1: minimise -alpha (r - V) clip(rho, 1 +- eps) + beta KL(p_theta(x_{t-1} | x_t) || p_base(x_{t-1} | x_t)), r
 the reward of the final picture and V a baseline that is optional here.
 
-As in the authors' code a rollout gives five optimizer steps, each on about a tenth of its rows, drawn at random: here
-on one state of every sample (`schedule: timestep`, `shuffle_timesteps`). And the ratio is clipped without a minimum: a
-row out of range has no policy gradient, whichever way it would move. Their code has the squared difference of the
-noise predictions in place of the KL, and rewards as they are; here are the paper's KL and, as elsewhere, rewards
-normalised by prompt (`rewards=raw` takes them as they are).
+As in the authors' code a rollout gives five optimizer steps, each on a small part of what was sampled (there 48 of the
+last 1,000 rows): here on one state of every sample (`schedule: timestep`, `shuffle_timesteps`). And the ratio is
+clipped without a minimum: a row out of range has no policy gradient, whichever way it would move. Their code has the
+squared difference of the noise predictions in place of the KL, and rewards as they are; here are the paper's KL and,
+as elsewhere, rewards normalised by prompt (`rewards=raw` takes them as they are).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class DPOK(Algorithm):
         clip_range: of the ratio pi_theta / pi_old.
         baseline: `critic` takes V(x_t, t) off the reward. value_clip_range: of the critic's step.
         rewards: normalised by `prompt`, or `raw`.
-        policy_steps: optimizer steps on a rollout, at most; null for all that the schedule gives.
+        policy_steps: optimizer steps on a rollout, of those that schedule and `inner_epochs` give; null for all.
     """
 
     needs_reference = policy_gradient = True

@@ -16,15 +16,13 @@ from src.types import Credit
 class Preference(Algorithm):
     """Base: one pair a group, by what samples are worth in all; none in a group whose best is as good as its worst.
 
-    Args:
-        group: samples of one, side by side; null for all of a prompt.
+    A group is what was drawn side by side: a prompt that comes again in an iteration has another one.
     """
 
     needs_groups, pairs, weighs_rows = True, True, False
 
-    def __init__(self, group: int | None = None, **schedule: Any):
+    def __init__(self, **schedule: Any):
         super().__init__(**schedule)
-        self.group_size = group
         self.group: Int[Tensor, " b"] | None = None  # of each sample of the rollout
 
     def firsts(self, prompts: Sequence[str]) -> list[int]:

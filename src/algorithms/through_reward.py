@@ -19,7 +19,7 @@ from src.types import Credit, Rows, States
 
 
 class ThroughReward(Algorithm):
-    """Base: L = mean over pictures of -(r - centre) / scale, the mean and standard deviation of the first rollout's.
+    """Base: L = mean over pictures of -(r - centre) / sd, the mean and standard deviation of the first rollout's.
 
     So that learning rates and a regulariser's beta mean the same whatever unit a reward has.
 

@@ -59,7 +59,8 @@ class RatioStatistics:
             return {}
         values = {f"policy/{name}": value.item() for name, value in _ratio_moments(self.sums.sum(1)).items()}
         for name, by_step in _ratio_moments(self.sums).items():
-            values |= {f"policy/{name}/step_{k}": value for k, value in enumerate(by_step.tolist())}
+            seen = zip(by_step.tolist(), self.sums[0].tolist(), strict=True)  # of an update that took only some steps
+            values |= {f"policy/{name}/step_{k}": value for k, (value, rows) in enumerate(seen) if rows}
         return values
 
 

@@ -42,7 +42,8 @@ class DiffusionPolicy(LightningModule):
         num_steps: of a trajectory.
         eta: how much noise steps draw: of DDIM 0 (none) to 1 (DDPM's), of flow matching the a of `sde`. Must be
             positive, or no step has a density.
-        guidance: classifier-free guidance scale, in sampling and in training; at 1 the second forward is left out.
+        guidance: classifier-free guidance scale, in sampling and training (the losses of nft and dpo_online have none);
+            at 1 the second forward is left out.
         sampling_batch: trajectories denoised at a time.
         lora_rank, lora_alpha: an adapter adds alpha / rank times the product of its two matrices.
         lora_targets: ends of the names of the layers that get an adapter, or one regular expression; null for the

@@ -31,7 +31,7 @@ class Regulariser:
         return {}
 
     def penalty(self, rollout: Rollout, step_std: Float[Tensor, " t"], ranks: Ranks) -> Float[Tensor, "b t"] | None:
-        """What comes off the worth of each step of all ranks' samples, in normalised reward; `rollout` is this rank's."""
+        """What comes off the worth of each step of all ranks' samples, in normalised reward; `rollout` is a rank's."""
         return None
 
     def credited(self, credit: Credit) -> Credit:

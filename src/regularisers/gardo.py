@@ -9,7 +9,7 @@
 
 The public code ranks from the best down, so that its gate opens where the others like a picture *more*; here the prose
 is followed (`ranks=descending`: the code). There a KL is averaged over gated rows, and so it is here. There advantages
-are not divided by a standard deviation: algorithm.std=batch is the same but for their scale.
+are not divided by a standard deviation: algorithm.std=none is as there.
 """
 
 from collections.abc import Sequence

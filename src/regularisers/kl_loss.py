@@ -18,9 +18,10 @@ from src.types import Rows
 class KLLoss(NearReference):
     """L + beta times the mean over rows of |mu_theta - mu_ref|^2 / (2 sigma_t^2), in the unit of L.
 
-    Beside a policy gradient, whose log-probabilities are means over latent dimensions and whose rows are steps, so is
-    the square. Beside a reward that is followed through the sampler it is summed over dimensions and over the steps
-    that have a gradient. So beta means what it means in kl_reward.
+    Beside a policy gradient the square is a mean over latent dimensions, as log-probabilities are, and a row is a step.
+    Beside a reward that is followed through the sampler it is a sum over dimensions, and over the steps that have a
+    gradient. So beta means what it means in kl_reward. Losses of pairs and of the forward process have units of their
+    own; there the square is a mean, too.
     """
 
     def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""]:

@@ -35,6 +35,7 @@ from src.seeding import CRITIC_STREAM, seed_of
 def build_finetuner(cfg: dict[str, Any]) -> tuple[RewardFinetuner, dict[str, RewardModel]]:
     """The LightningModule of a run, and every reward of its suite by name, the trained one among them."""
     algorithm, reset = build(cfg["algorithm"]), build(cfg["reset"])
+    algorithm.group_size = cfg["samples_per_prompt"]
     lightning.seed_everything(cfg["seed"], verbose=False)
     check_combination(cfg, algorithm)
     policy = build(cfg["policy"])
@@ -87,12 +88,6 @@ def check_combination(cfg: dict[str, Any], algorithm: Algorithm) -> None:
             f"{algorithm.idle_at_first} does nothing in the first optimizer step on a rollout, and there is no other: "
             f"choose algorithm.samples_per_update={cfg['samples_per_iteration'] // 2}, half of the samples, or "
             "algorithm.inner_epochs=2."
-        )
-    group = getattr(algorithm, "group_size", None)
-    if group is not None and (group < 2 or cfg["samples_per_prompt"] % group):
-        raise UserError(
-            f"algorithm.group={group} must be at least 2 and divide samples_per_prompt={cfg['samples_per_prompt']}, or "
-            "pairs would be of different prompts."
         )
     if algorithm.own_kl and chosen.needs_reference:
         raise UserError(

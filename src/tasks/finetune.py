@@ -66,7 +66,7 @@ def fine_tune(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     iteration = progress["iteration"]
     trainer = build_trainer(cfg, folder, callbacks, iteration)
     check_ranks(trainer, min(cfg["samples_per_iteration"], *(len(part.prompts) for part in evaluation.sets)))
-    check_pairs(cfg, finetuner.algorithm, trainer.world_size, len(prompts.train))
+    check_pairs(cfg, finetuner.algorithm, trainer.world_size)
     started = time.perf_counter()
     stopped = progress.get("stopped") and not (folder / "summary.json").exists()  # and killed before its end
     if checkpoint and (iteration >= cfg["iterations"] or stopped):
@@ -103,17 +103,14 @@ def check_ranks(trainer: lightning.Trainer, samples: int) -> None:
         )
 
 
-def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int, prompts: int) -> None:
+def check_pairs(cfg: dict[str, Any], algorithm: Algorithm, world: int) -> None:
     """Raises UserError where samples of one prompt would be pairs, and lie on different ranks."""
     samples, group, name = cfg["samples_per_iteration"], cfg["samples_per_prompt"], type(algorithm).__name__
     parted = any(Ranks(rank, world).part(samples).start % group for rank in range(world))
-    again = getattr(algorithm, "group_size", None) is None and samples > group * prompts
-    if algorithm.pairs and world > 1 and (parted or again):
-        most = f", and at most {group * prompts}, for each prompt of the set once" if again else ""
+    if algorithm.pairs and world > 1 and parted:
         raise UserError(
             f"trainer.devices: {world} processes would hold samples of one prompt apart, and {name} pairs them: let "
-            f"samples_per_iteration={samples} be a multiple of {world * group}, processes times "
-            f"samples_per_prompt{most}."
+            f"samples_per_iteration={samples} be a multiple of {world * group}, processes times samples_per_prompt."
         )
 
 
