@@ -387,10 +387,10 @@ def health_by_step(run: Run) -> list[go.Figure]:
     figures = []
     places = run.series(run.axis_of_iterations.key, run.iterations)
     for key, title in BY_STEP.items():
-        seen = {int(name.rpartition("_")[2]) for row in run.iterations for name in row if name.startswith(f"{key}/step_")}
-        if not seen:
+        names = {name for row in run.iterations for name in row if name.startswith(f"{key}/step_")}
+        if not names:
             continue
-        steps = 1 + max(seen)  # an iteration need not have trained all of them
+        steps = 1 + max(int(name.rpartition("_")[2]) for name in names)  # an iteration need not have trained all
         z = [run.series(f"{key}/step_{k}", run.iterations) for k in range(steps)]
         bar = {"thickness": 8}
         heat = go.Heatmap(z=z, x=places, y=list(range(steps)), colorscale="Viridis", colorbar=bar)
