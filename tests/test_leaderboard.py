@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.leaderboard import __main__ as board
 from experiments.leaderboard import entries as listed
@@ -21,6 +22,7 @@ from experiments.leaderboard.entries import REWARDS, entries
 from src.config import check
 from src.errors import UserError
 from src.report.runs import Run
+from src.runs.sweeps import job_name
 from tests.conftest import ROOT, composed
 
 NAN = float("nan")
@@ -54,7 +56,17 @@ def test_all_algorithms_have_as_many_tries_and_all_else_takes_theirs():
         if entry.takes:  # one change: the first overrides are those of what it is held against
             assert entries()[entry.takes].tune and entry.overrides[0].startswith(entries()[entry.takes].overrides[0])
     draft = entries()["draft"]
-    assert draft.tries[1] == ("lr_factor=5", "algorithm.last_steps=3")
+    assert draft.tries[1] == ("lr_factor=1", "algorithm.last_steps=3")
+
+
+def test_runs_are_looked_for_where_hydra_puts_them():
+    """It writes numbers in its own way: 3e-4 as 0.0003."""
+    for entry in (entry for entry in ALL if entry.runs):
+        for choice in entry.tries or [()]:
+            asked = [override for override in entry.asked("hps", 3, choice) if not override.startswith("+")]
+            parsed = OverridesParser.create().parse_overrides(asked)
+            made = [f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in parsed]
+            assert job_name(made, []) == job_name(asked, []), entry.name
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -120,7 +132,8 @@ def test_weights_of_a_run_are_looked_for_where_its_command_leaves_them(place):
 def test_tuning_has_eighty_runs_on_a_seed_of_its_own(place):
     lines = the_lines("tune")
     assert len(lines) == 80 and all(" seed=100 " in line for line in lines)
-    assert sum("lr_factor=5 " in line for line in lines) == 40
+    ramps = [sum(f"lr_factor={ramp} " in line for line in lines) for ramp in (1, 5, 10)]
+    assert ramps == [12, 40, 28]  # of three methods through the reward, and of seven others
 
 
 def test_the_script_hands_its_options_on_and_stops_at_what_it_cannot_plan():
@@ -261,6 +274,15 @@ def test_area_over_best_of_n_by_hand(monkeypatch):
     assert math.isnan(merit.area_over_best_of_n(run, to=1))
 
 
+def test_gold_is_read_where_the_other_rewards_have_fallen_behind():
+    """Agreements of 0, -0.2 and -0.6 pass -0.5 three quarters of the way."""
+    run = a_run([0, 0.5, 1.0, 1.5], [0, 0.2, 0.4, 0.1], others=[0, 0.3, 0.4, 0.5])
+    assert merit.figures(run)["gold_at_alarm"] == pytest.approx(0.35)
+    assert merit.figures(a_run([0, 0.5], [0, 0.2]))["gold_at_alarm"] == 0.2  # they never do
+    falls = a_run([0, 0.5], [0, 0.2], others=[0, -9.0])
+    assert merit.figures(falls)["gold_at_alarm"] == pytest.approx(0.2 * 0.5 / 9.5)
+
+
 def test_of_a_method_that_asks_more_rewards_the_same_number_of_them_is_read_too():
     run = a_run([0, 1.0, 2.0], [0, 0.4, 0.2])
     for row, queries in zip(run.evaluations, (0, 600, 1000), strict=True):
@@ -359,7 +381,9 @@ def test_the_sequential_plan_by_hand():
     ],
 )
 def test_verdicts_of_predictions(low, high, p, said, told):
-    assert ranking.verdict(pd.Series({"pairs": 5, "low": low, "high": high, "p_adjusted": p}), said) == told
+    assert (
+        ranking.verdict(pd.Series({"pairs": 5, "run": True, "low": low, "high": high, "p_adjusted": p}), said) == told
+    )
 
 
 def test_the_readme_has_every_prediction_and_each_can_be_checked():
@@ -426,8 +450,8 @@ def test_the_rule_that_ships_is_the_one_that_the_watch_followed(kept):
 def test_runs_of_another_protocol_and_runs_that_are_there_twice_are_refused(kept):
     runs = board.kept_runs(board.RUNS, board.MADE)
     first, config = runs["tdpo"][0], runs["tdpo"][0].config
-    runs["tdpo"][0] = replace(first, config=config | {"evaluation": config["evaluation"] | {"seed": 1}})
-    with pytest.raises(UserError, match=r"evaluation.seed is 0 in .*, 1 in "):
+    runs["tdpo"][0] = replace(first, config=config | {"evaluation": config["evaluation"] | {"kl_samples": 1}})
+    with pytest.raises(UserError, match=r"evaluation.kl_samples is \d+ in .*, 1 in "):
         tables.rows_of(runs)
     runs["tdpo"][0] = replace(first, config=config | {"iterations": 50})
     with pytest.raises(UserError, match="trains on 1600 pictures; runs of the leaderboard train on 800"):
@@ -454,7 +478,7 @@ def test_seeds_beyond_the_first_five_count_in_the_plan_alone(place):
     found = pd.concat([found, found.assign(train_reward="aesthetic")])
     made = tables.tables_of(found)
     assert made["Ranking by gold shipped, both rewards"].seeds.tolist() == [5, 5]
-    assert made["The sequential plan: gold shipped, both rewards"].pairs.tolist() == [7, 7]
+    assert made["The sequential plan: gold shipped, both rewards"].pairs.tolist() == [7]
 
 
 def test_a_block_under_way_has_tables_of_what_there_is(place):
@@ -483,7 +507,7 @@ def test_the_check_asks_for_both_ends_and_orders_them_by_every_judge(kept):
         *names[:3],
         *names[-3:],
     ]
-    assert all("other_gold" in line and "evaluation.seed=1" in line for line in lines)
+    assert all("other_gold" in line and "evaluation.seed=1000" in line for line in lines)
     assert f"/made/ema/{listed_name('ema', 'hps', 0)}/best/ema" in lines[3] and "/best" in lines[0]
     one, two = a_run([0, 1], [0, 0.3], weights="x/best"), a_run([0, 1], [0, 0.2], weights="x/best")
     for run, gain in ((one, 0.1), (two, 0.2)):

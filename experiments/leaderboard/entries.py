@@ -16,6 +16,7 @@ RUNS, TUNING, CHECK = HERE / "runs", HERE / "tuning", HERE / "check"  # kept run
 MADE = Path("multirun/leaderboard")  # where runs are made, likewise
 REWARDS = ("hps", "aesthetic")
 RAMPS = ("lr_factor=5", "lr_factor=10")  # what the learning rate goes to in a run, times itself
+GENTLE = ("lr_factor=1", "lr_factor=5")  # of methods whose reward's gradient goes as far in half of the steps
 PROTOCOL = "+study=leaderboard"
 
 
@@ -40,7 +41,8 @@ class Entry:
         if self.tune is None:
             return []
         key, values = self.tune.split("=")
-        return [(ramp, f"{key}={value}") for ramp, value in product(RAMPS, values.split(","))]
+        ramps = GENTLE if self.family == "through the reward" else RAMPS
+        return [(ramp, f"{key}={value}") for ramp, value in product(ramps, values.split(","))]
 
     @property
     def runs(self) -> bool:

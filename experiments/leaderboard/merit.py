@@ -1,16 +1,20 @@
 """What became of one run, in figures: the columns of results.csv. Gains are in base sd, and gold's unless named."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from src.metrics.intervals import area_under
+from src.metrics.watching import signal_of
 from src.report.runs import Run
 from src.report.study import crossing, outcomes
-from src.report.watching import shipment
+from src.report.watching import from_the_base, shipment
 
 LEVELS = (1.0, 1.5, 2.0)  # gains of the trained reward that gold is read at
 DISTANCES = (20.0, 40.0)  # sqrt(KL), nats^(1/2), likewise
+FAMILIES = ("hps", "pickscore", "imagereward", "aesthetic")  # the rewards that all runs know
+MARGIN = 0.5  # that the other rewards may fall behind, base sd, as the watch's
 BUDGET = 800  # reward queries of a method that asks one reward for a picture
 WIDEST = 1.0  # of two evaluations that a reading lies between, base sd of the trained reward
 WIDEST_STEP = 20.0  # the same in sqrt(KL)
@@ -43,7 +47,7 @@ def figures(run: Run, levels: Sequence[float] = LEVELS) -> Figures:
     seen = as_entered(run)
     proxy, gold, kl = (seen.series(key) for key in (f"eval/{seen.trained}/gain", "eval/gold/gain", "kl/sqrt"))
     ends, last = outcomes(seen), seen.iterations[-1] if seen.iterations else {}
-    found = _shipped(run, seen)
+    found = _shipped(run, seen) | {"gold_at_alarm": gold_at_alarm(seen)}
     found |= {f"gold_at_{level:g}": read(proxy, gold, level) for level in levels}
     found |= {f"gold_at_sqrt_kl_{level:g}": read(kl, gold, level, WIDEST_STEP) for level in DISTANCES}
     found |= {key: ends[key] for key in ("gold_peak", "gold_end", "held_out_gold_end")}
@@ -73,6 +77,27 @@ def _shipped(run: Run, seen: Run) -> Figures:
     row = seen.evaluations[told.index]
     found = {name: row.get(key, NAN) for name, key in keys.items()}
     return found | {"shipped": told.index, "alarm": int(told.alarm)}
+
+
+def gold_at_alarm(run: Run) -> float:
+    """Gold where the agreement of FAMILIES first lies MARGIN below its peak, read between evaluations; or at its end.
+
+    One rule for all: the watch ships a whole evaluation, and follows fewer rewards where an ensemble is trained.
+    """
+    rows = [run.evaluations[k] for k in from_the_base(run)]
+    others = [name for name in FAMILIES if name != run.trained and f"eval/{name}/gain" in rows[0]]
+    signals = [signal_of(row, run.trained, others, "agreement") for row in rows]
+    gold = [row["eval/gold/gain"] for row in rows]
+    peak = -math.inf
+    for k, signal in enumerate(signals):
+        if signal is None:
+            return NAN
+        if signal < peak - MARGIN:
+            before = signals[k - 1]
+            share = (before - (peak - MARGIN)) / (before - signal)
+            return float(gold[k - 1] + share * (gold[k] - gold[k - 1]))
+        peak = max(peak, signal)
+    return float(gold[-1])
 
 
 def gap(x: Sequence[float], level: float) -> float:

@@ -34,7 +34,7 @@ from src.runs.sweeps import job_name
 ANEW, TUNED, CHECKED = (MADE.with_name(f"{MADE.name}_{name}") for name in ("anew", "tuning", "check"))
 TUNING_SEED = 100
 SHORT = ["evaluation.every=25", "callbacks.watch=null"]  # of tuning, which looks at the base and the end
-FRESH = ["evaluation.seed=1", "evaluation.samples_per_prompt=4"]  # pictures that no evaluation has drawn
+FRESH = ["evaluation.seed=1000", "evaluation.samples_per_prompt=4"]  # pictures that no evaluation has drawn
 ENDS = 3  # how many from either end of the ranking are checked
 HOW = ("hydra/", "hydra.", "logger")  # options that say how runs are run, and change nothing in them
 STUDY = [sys.executable, "-m", "src.run", "-m"]

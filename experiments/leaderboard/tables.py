@@ -8,7 +8,7 @@ import yaml
 
 from experiments.leaderboard.entries import HERE, REWARDS, RUNS, entries
 from experiments.leaderboard.merit import LEVELS, as_entered, figures
-from experiments.leaderboard.ranking import DIFFERENCE, RANKS, over_rewards, ranking, sequential_plan, verdicts
+from experiments.leaderboard.ranking import DIFFERENCE, RANKS, SEEDS, over_rewards, ranking, sequential_plan, verdicts
 from src.errors import UserError
 from src.report.runs import Run
 from src.report.study import against, compare, means, require_same
@@ -17,14 +17,13 @@ from src.report.watching import shipment
 Runs = dict[str, list[Run]]  # by method
 PICTURES = 800  # that a run trains on
 SHARED = ("evaluation.", "prompts.", "suite.base", "suite.judges.gold.", "policy.num_steps", "policy.guidance")
-SEEDS = 5  # of all methods
 BASELINE = "ddpo"
 AT = [f"{name}_at_{level:g}" for name in ("gold", "vendi", "sqrt_kl") for level in LEVELS]
 AREAS = [f"area_to_{level:g}" for level in LEVELS]
 AT_DISTANCE = ["gold_at_sqrt_kl_20", "gold_at_sqrt_kl_40"]
 OVER_THE_RUN = ["gold_peak", "gold_end", "held_out_gold_end"]
 MEANS = {
-    "shipped": [RANKS, "held_out_gold_shipped", "proxy_shipped", "vendi_shipped", "shipped", "alarm"],
+    "shipped": [RANKS, "gold_at_alarm", "held_out_gold_shipped", "proxy_shipped", "vendi_shipped", "shipped", "alarm"],
     "at equal trained reward": [*AT, *AREAS],
     "at equal KL, and over the whole run": [*AT_DISTANCE, *OVER_THE_RUN, "overoptimization", "proxy_end", "kl_end"],
     "cost": [
@@ -33,7 +32,16 @@ MEANS = {
     ],
 }
 GOLD_AT = [f"gold_at_{level:g}" for level in LEVELS]
-COMPARED = [RANKS, "held_out_gold_shipped", *GOLD_AT, "vendi_at_1", *AREAS, *AT_DISTANCE, *OVER_THE_RUN]
+COMPARED = [
+    RANKS,
+    "gold_at_alarm",
+    "held_out_gold_shipped",
+    *GOLD_AT,
+    "vendi_at_1",
+    *AREAS,
+    *AT_DISTANCE,
+    *OVER_THE_RUN,
+]
 JUDGES = {"gold": "gold", "second gold": "other_gold", "classifier": "classifier_top1"}
 
 
@@ -52,7 +60,7 @@ def rows_of(runs: Runs) -> pd.DataFrame:
     Raises UserError on runs that are not of the protocol, and on two of one method, reward and seed.
     """
     everything = [run for of in runs.values() for run in of]
-    require_same(everything, SHARED, but=("evaluation.every",))
+    require_same(everything, SHARED, but=("evaluation.every", "evaluation.seed"))
     for run in everything:
         pictures = run.config["iterations"] * run.config["samples_per_iteration"]
         if pictures != PICTURES and run.config["task"] == "finetune":
