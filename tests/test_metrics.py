@@ -114,6 +114,16 @@ def test_base_sd_leaves_out_what_lies_between_prompts():
     assert out["eval/hps/base_sd"] == pytest.approx(10**0.5)
 
 
+def test_prompts_with_one_picture_have_the_base_sd_of_those_with_more():
+    eval_set = EvaluationSet("eval", ["a", "b", "a", "b"], [0, 1, 2, 3])
+    held_out = EvaluationSet("held_out", ["c", "d"], [0, 1], lender=eval_set)
+    for up in (0, 10**0.5):
+        scores = {"hps": torch.tensor([1.0, 101.0, 3.0, 107.0]) + up}
+        eval_set.compare(scores, "hps")
+        out = held_out.compare({"hps": torch.tensor([-50.0, 50.0]) + up}, "hps")
+    assert out["held_out/hps/base_sd"] == pytest.approx(10**0.5) and out["held_out/hps/gain"] == pytest.approx(1.0)
+
+
 def test_below_peak_and_gap_follow_the_gains():
     part, base = EvaluationSet("held_out", ["a", "b"], [0, 1]), torch.tensor([-1.0, 1.0])
     rows = [part.compare({"hps": base + up, "gold": base + true}, "hps") for up, true in ((0, 0), (1, 0.5), (2, -0.25))]

@@ -305,6 +305,20 @@ def test_what_is_passed_over_is_told_by_reason():
     ]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        (["cat", "dog", "fox"], ["each prompt has one picture: the sd, and gains in it, are of the spread between"]),
+        (["cat", "cat", "fox"], ["the sd within prompts, and gains in it, rest on 1 pictures beyond the first"]),
+        (["cat", "dog"] * 6, []),
+    ],
+)
+def test_what_the_sd_rests_on_is_told(prompts, told):
+    pictures = [Picture(f"{k}.png", b"", prompt) for k, prompt in enumerate(prompts)]
+    found = not_taken(Scored(pictures, {"hps": torch.arange(float(len(prompts)))}, ["hps"]))
+    assert [sentence[: len(start)] for sentence, start in zip(found, told, strict=True)] == told
+
+
 def test_one_prompt_has_no_interval():
     """Intervals are over prompts: of one it would have no width."""
     pictures = [Picture(f"{k}.png", b"", "cat") for k in range(3)]
@@ -313,6 +327,6 @@ def test_one_prompt_has_no_interval():
     against = Scored(pictures, {"hps": now}, ["hps"], pictures, {"hps": base})
     for found, place in ((alone, 3), (against, 5)):
         assert [next(iter(column.cells)) for column in overall(found).columns][place] == "-"
-        assert not_taken(found) == ["no interval: intervals are over prompts, and there is one."]
+        assert not_taken(found)[0] == "no interval: intervals are over prompts, and there is one."
     others = [Picture("3.png", b"", "dog"), *pictures[1:]]
     assert ".." in next(iter(overall(Scored(others, {"hps": now}, ["hps"])).columns[3].cells))

@@ -16,7 +16,7 @@ from src.callbacks.keeping import keep_weights
 from src.errors import UserError
 from src.learner import Learner
 from src.metrics.diversity import DriftFromBase, Network, WithinPromptDiversity, lpips, lpips_within
-from src.metrics.intervals import area_under, bootstrap_mean, spread_within
+from src.metrics.intervals import area_under, bootstrap_mean, freedom_within, spread_within
 from src.metrics.joint import joint_rates
 from src.metrics.kl import TrajectoryKL
 from src.metrics.pictures import PictureStatistics
@@ -41,6 +41,7 @@ class EvaluationSet:
     base: dict[str, Tensor] = field(default_factory=dict)  # reward -> scores of the base's pictures
     base_features: Tensor | None = None
     peak: dict[str, float] = field(default_factory=dict)  # reward -> highest gain so far
+    lender: "EvaluationSet | None" = None  # whose base sd this one has where each of its prompts has one picture
 
     def compare(self, scores: dict[str, Tensor], trained: str | None, judges: Collection[str] = ()) -> Metrics:
         """Every reward against the base's pictures of the same prompts and seeds; all but the judges also jointly.
@@ -72,6 +73,8 @@ class EvaluationSet:
         return metrics | {f"{self.name}/{key}": value for key, value in joint.items()}
 
     def _base_sd(self, name: str) -> float:
+        if self.lender is not None and not freedom_within(self.prompts) and freedom_within(self.lender.prompts):
+            return self.lender._base_sd(name)
         return spread_within(self.base[name].numpy(), self.prompts)
 
     def gains(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,8 +95,9 @@ class CrossRewardEvaluation(Callback):
     """Samples the same prompts with the same seeds before training, every `every` iterations, and at the end.
 
     Rewards are reported raw and as the gain over the base picture of the same prompt and seed, in base sd: the standard
-    deviation of the base's samples about the mean of their prompt. (A reward learnt from comparisons within prompts may
-    have an arbitrary offset for each prompt, so that its spread between prompts measures nothing.)
+    deviation of the base's samples about the mean of their prompt; where prompts have one picture each, that of the
+    training prompts or, if these have no more, about the mean of all. (A reward learnt from comparisons within prompts
+    may have an arbitrary offset for each prompt, so that its spread between prompts measures nothing.)
     Training does not notice: evaluation draws from generators of its own. Where a regulariser averages the weights, the
     average is measured too.
 
@@ -156,7 +160,7 @@ class CrossRewardEvaluation(Callback):
             repeated = [prompt for _ in range(each) for prompt in spread(chosen, max_prompts)]
             seeds = [seed_of(seed, i, EVALUATION_STREAM + k) for i in range(len(repeated))]
             if repeated:
-                self.sets.append(EvaluationSet(name, repeated, seeds))
+                self.sets.append(EvaluationSet(name, repeated, seeds, lender=next(iter(self.sets), None)))
         self.averaged = [part.of_averaged() for part in self.sets]
         self.weights = Path(run_dir) / "weights" if keep_weights else None
         self.seconds = 0.0

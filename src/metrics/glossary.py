@@ -103,21 +103,29 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "eval/<reward>/mean": Entry("reward", "raw reward on the evaluation prompts and seeds"),
     "eval/<reward>/std": Entry("reward", "its population standard deviation over pictures"),
-    "eval/<reward>/base_sd": Entry("reward", "standard deviation of the base's samples within a prompt, pooled"),
+    "eval/<reward>/base_sd": Entry(
+        "reward",
+        "standard deviation of the base's samples within a prompt, pooled; where held-out prompts have one picture "
+        "each, that of the training prompts",
+    ),
     "eval/<reward>/gain": Entry("base sd", "gain over the base picture of the same prompt and seed"),
-    "eval/<reward>/gain_low": Entry("base sd", "lower end of its 95% interval (bootstrap over prompts)", "Efron 1979"),
+    "eval/<reward>/gain_low": Entry(
+        "base sd", "lower end of its 95% interval (bootstrap over prompts, given the base sd)", "Efron 1979"
+    ),
     "eval/<reward>/gain_high": Entry("base sd", "upper end of its 95% interval"),
     "eval/<reward>/win_rate": Entry("share", "pictures scored above the base's of the same prompt and seed; ties half"),
     "eval/<reward>/below_peak": Entry(
         "base sd",
-        "highest gain so far minus the gain now; of gold: overoptimization",
+        "highest gain so far minus the gain now; of gold: overoptimization. Never below 0: noise alone raises it",
         "Gao et al. 2023, arXiv 2210.10760",
     ),
     "eval/<reward>/gap": Entry(
         "base sd", "gain of the trained reward minus the gain of this one", "Gao et al. 2023, arXiv 2210.10760"
     ),
     "eval/<reward>/kl_area": Entry(
-        "base sd x nats^(1/2)", "area under its gain over kl/sqrt so far, trapezoidal", "Gao et al. 2023, figure 1"
+        "base sd x nats^(1/2)",
+        "area under its gain over kl/sqrt, as far as the run has gone",
+        "Gao et al. 2023, figure 1",
     ),
     "eval/joint_domination": Entry(
         "share", "pictures that gain under all rewards at once, judges apart, over the base's", "arXiv 2605.13155"
@@ -160,7 +168,7 @@ GLOSSARY: dict[str, Entry] = {
     "pictures/distance": Entry("1 - cos", "mean pairwise feature distance within a prompt"),
     "pictures/vendi": Entry(
         "pictures",
-        "Vendi score within a prompt: effective number of different pictures",
+        "Vendi score within a prompt: effective number of different pictures; at most as many as a prompt has",
         "Friedman and Dieng 2023, eq. 1",
     ),
     "pictures/lpips": Entry(

@@ -15,13 +15,18 @@ class Interval:
     high: float
 
 
+def freedom_within(units: Sequence[str]) -> int:
+    """Degrees of freedom of the spread about the mean of each unit; 0 where no unit has two values."""
+    return len(units) - len(set(units))
+
+
 def spread_within(values: np.ndarray, units: Sequence[str]) -> float:
     """Standard deviation of values about the mean of their unit, pooled over units.
 
     About the common mean where no unit has two values.
     """
     groups = [values[np.array(units) == unit] for unit in dict.fromkeys(units)]
-    freedom = sum(len(group) - 1 for group in groups)
+    freedom = freedom_within(units)
     if freedom == 0:
         return float(values.std())
     return float((sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom) ** 0.5)

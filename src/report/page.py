@@ -283,7 +283,8 @@ def _watch_table(runs: list[Run]) -> list[list[str]]:
             told = f"{told}; joint collapse at {collapses[0]:,}"
         delay = "-" if found.delay is None else f"{found.delay:+,}"
         gains = ["-" if gain != gain else f"{gain:+.2f}" for gain in (found.shipped, found.held_out, found.last)]
-        rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, found.verdict])
+        verdict = "" if collapses and found.verdict == "missed" else found.verdict
+        rows.append([run.label, told, f"{found.judge_peak:,}", delay, f"{found.best:,}", *gains, verdict])
     return rows
 
 

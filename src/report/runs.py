@@ -17,6 +17,7 @@ from src.progress import track
 from src.runs.folder import read_config
 
 Row = dict[str, Any]
+IN_SD = ("gain", "gain_low", "gain_high", "below_peak")  # of a reward, in base sd
 ROOT = Path(__file__).parents[2]  # what a stored configuration's paths are relative to
 IGNORED = (
     "run_dir",
@@ -348,7 +349,33 @@ def read_run(folder: Path) -> Run | None:
     by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("iteration", "evaluation", "watch")}
     if not by_kind["evaluation"]:
         return None
-    return Run(folder, config, by_kind["iteration"], by_kind["evaluation"], by_kind["watch"])
+    evaluations = [in_one_unit(row, config) for row in by_kind["evaluation"]]
+    return Run(folder, config, by_kind["iteration"], evaluations, by_kind["watch"])
+
+
+def in_one_unit(row: Row, config: dict[str, Any]) -> Row:
+    """The row with held-out gains in the base sd of training prompts, where each held-out prompt has one picture.
+
+    So they are logged now; runs from before have them in the spread between prompts.
+    """
+    samples = config.get("evaluation") or {}
+    if samples.get("held_out_samples_per_prompt") != 1 or samples.get("samples_per_prompt", 1) < 2:
+        return row
+    found = dict(row)
+    of_rewards = [key.split("/") for key in row if key.startswith("held_out") and key.count("/") == 2]
+    for part, name, figure in of_rewards:
+        there, here = row.get(f"{part}/{name}/base_sd"), row.get(f"eval/{name}/base_sd")
+        if not there or not here:
+            continue
+        if figure in IN_SD:
+            found[f"{part}/{name}/{figure}"] *= there / here
+        elif figure == "base_sd":
+            found[f"{part}/{name}/{figure}"] = here
+    for part, name, figure in of_rewards:
+        if figure == "gap" and f"{part}/{name}/gain" in row:
+            gains = [found[f"{part}/{each}/gain"] for each in (config["train_reward"], name)]
+            found[f"{part}/{name}/{figure}"] = gains[0] - gains[1]
+    return found
 
 
 def _younger(config: dict[str, Any], key: str) -> Any:

@@ -14,13 +14,16 @@ from rich.table import Table
 from torch import Tensor
 
 from src.errors import UserError, first_line
-from src.metrics.intervals import Interval, bootstrap_mean, spread_within
+from src.metrics.intervals import Interval, bootstrap_mean, freedom_within, spread_within
 from src.metrics.joint import joint_rates
 from src.pictures import Picture
 
 NO_SPREAD = 1e-6  # of a reward; below it are rounding errors only
 SHOWN = 30  # prompts on the screen
 GAIN = "gain [sd of --against]"  # of its pictures of one prompt, about their mean
+ENOUGH = 10  # degrees of freedom of a standard deviation
+ONE_PICTURE = "each prompt has one picture: the sd, and gains in it, are of the spread between prompts; take several."
+FEW = "the sd within prompts, and gains in it, rest on {} pictures beyond the first of a prompt: take more."
 ONE_PROMPT = "no interval: intervals are over prompts, and there is one."
 ENDINGS = (".csv", ".parquet")
 
@@ -214,7 +217,10 @@ def not_taken(found: Scored) -> list[str]:
     """Which rewards left pictures unscored, and how many, and what of the tables cannot be known, as sentences."""
     one = len({picture.prompt for picture in found.pictures}) == 1
     counts = {name: int(np.isnan(values.numpy()).sum()) for name, values in found.scores.items()}
-    return [ONE_PROMPT] * one + [
+    pictures = found.partners or found.pictures
+    freedom = freedom_within([picture.prompt for picture in pictures])
+    told = [ONE_PROMPT] * one + ([] if freedom >= ENOUGH else [FEW.format(freedom) if freedom else ONE_PICTURE])
+    return told + [
         f"{name} does not know the prompts of {count:,} of {len(found.pictures):,} pictures: left empty there."
         for name, count in counts.items()
         if count

@@ -35,7 +35,9 @@ class Detection:
 
 def followed(run: Run, signal: Signal) -> list[float] | None:
     """What a watch follows, evaluation by evaluation, as the callback does; None where one lacks what it needs."""
-    found = [signal_of(row, run.trained, run.others, signal) for row in run.evaluations]
+    others, rewards = run.others, run.config["suite"]["rewards"]
+    looked_at = [name for name in rewards if name == run.trained or name in others]
+    found = [signal_of(row, run.trained, looked_at, signal) for row in run.evaluations]
     known = [value for value in found if value is not None]
     return known if len(known) == len(found) else None
 
