@@ -151,7 +151,7 @@ class CrossRewardEvaluation(Callback):
         self.every, self.gallery, self.judge = every, Gallery(Path(run_dir) / "samples", grid_pictures), judge
         self.rewards, self.tower, self.kl_samples = rewards, tower, kl_samples
         self.lpips = lpips(lpips_network) if lpips_network else None
-        self.sets = []
+        self.sets: list[EvaluationSet] = []
         sources = {
             "eval": (prompts.train, samples_per_prompt),
             "held_out": (prompts.held_out, held_out_samples_per_prompt),

@@ -218,7 +218,7 @@ def not_taken(found: Scored) -> list[str]:
     one = len({picture.prompt for picture in found.pictures}) == 1
     counts = {name: int(np.isnan(values.numpy()).sum()) for name, values in found.scores.items()}
     pictures = found.partners or found.pictures
-    freedom = freedom_within([picture.prompt for picture in pictures])
+    freedom = freedom_within([str(picture.prompt) for picture in pictures])
     told = [ONE_PROMPT] * one + ([] if freedom >= ENOUGH else [FEW.format(freedom) if freedom else ONE_PICTURE])
     return told + [
         f"{name} does not know the prompts of {count:,} of {len(found.pictures):,} pictures: left empty there."
