@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,14 @@ def started_call(told: Path, function: Callable[..., Any], *arguments: Any) -> B
     process = FORKS.Process(target=_apart, args=(told, dict(os.environ), function, arguments))
     process.start()
     return process
+
+
+def places(world: int) -> list[dict[str, str]]:
+    """What a launcher says to each of so many processes that are to meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    return [meeting | {"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(world)]
 
 
 def _apart(told: Path, environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

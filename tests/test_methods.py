@@ -1,7 +1,6 @@
 """What holds for every algorithm and every regulariser: a kill costs nothing, two ranks are one. And how to add one."""
 
 import signal
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from tests.bandit import Bandit
-from tests.forked import call_forked, started_call
+from tests.forked import call_forked, places, started_call
 from tests.methods import CASES, configured, run_in, train, written_in
 from tests.test_bandit import D, G, S, assert_gradient, estimated_gradient
 from tests.test_resume import same, timeless, untimed
@@ -58,13 +57,9 @@ def trained(request, tmp_path_factory) -> tuple[Path, Path]:
     own = [item for item in request.session.items if item.path == Path(__file__)]
     asked = [item.callspec.params["case"] for item in own if item.name.startswith("test_two_ranks")]
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        places = [meeting | {"LOCAL_RANK": str(rank)} for rank in range(2)]
         told = [Path(folder) for folder in (first, second)]
-        pair = [started_call(at, train, asked, two, place) for at, place in zip(told, places, strict=True)]
+        pair = [started_call(at, train, asked, two, place) for at, place in zip(told, places(2), strict=True)]
         for process, at in zip(pair, told, strict=True):
             process.join(300)
             assert process.exitcode == 0, (at / "err").read_text()[-3000:]

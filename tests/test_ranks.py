@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import socket
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from src.ranks import Ranks
 from tests.conftest import TINY, rows_of, run_command
-from tests.forked import run_forked, started
+from tests.forked import places, run_forked, started
 from tests.test_resume import timeless
 
 # features in bfloat16 depend on the batch they are computed in; Adam makes whole steps of gradients that are but
@@ -72,14 +71,10 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     counted = "+callbacks.count._target_=tests.test_ranks.AllReduces"
     done = run_forked(*RUN, "iterations=4", f"run_dir={one}")
     assert done.returncode == 0, done.stderr[-2000:]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command, pair = [*RUN, "iterations=4", f"run_dir={two}", "trainer.devices=2", counted], []
-    for rank in range(2):
-        told = folder / f"rank {rank}"
+    for place in places(2):
+        told = folder / f"rank {place['RANK']}"
         told.mkdir()
-        place = meeting | {"LOCAL_RANK": str(rank), "RANK": str(rank)}
         pair.append((started(command, told, functools.partial(stand, place)), told))
     for process, told in pair:
         process.join(300)

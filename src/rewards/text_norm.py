@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from src.errors import UserError
+from src.prompts import SIMPLE_ANIMALS
 from src.rewards.base import Images, RewardModel
 
 
@@ -18,15 +19,18 @@ class TextNormReward(RewardModel):
     """The softmax of a reward over the prompt and `contrasts` others.
 
     Args:
-        members: the one reward, which must see the prompt. prompts: what contrasts are taken from; a prompt is never
-        its own. contrasts: how many, those that follow the prompt in the list (from its beginning for a prompt that is
-        not in it). tau: temperature, in the reward's unit.
+        members: the one reward, which must see the prompt. prompts: what contrasts are taken from, null for the
+        training animals; a prompt is never its own. contrasts: how many, those that follow the prompt in the
+        list (from its beginning for a prompt that is not in it). tau: temperature, in the reward's unit.
     """
 
-    def __init__(self, members: list[RewardModel], prompts: list[str], contrasts: int = 8, tau: float = 1.0):
+    def __init__(
+        self, members: list[RewardModel], prompts: list[str] | None = None, contrasts: int = 8, tau: float = 1.0
+    ):
         super().__init__()
         if len(members) != 1 or not members[0].sees_prompt:
             raise UserError("text_norm: it wraps one reward that sees the prompt, such as hps; aesthetic does not.")
+        prompts = list(SIMPLE_ANIMALS if prompts is None else prompts)
         if not 1 <= contrasts < len(prompts):
             raise UserError(
                 f"text_norm: contrasts={contrasts} must lie in 1..{len(prompts) - 1}, one less than prompts."
@@ -34,7 +38,7 @@ class TextNormReward(RewardModel):
         if tau <= 0:
             raise UserError(f"text_norm: tau={tau} must be positive.")
         self.members = torch.nn.ModuleList(members)
-        self.prompts, self.contrasts, self.tau = list(prompts), contrasts, tau
+        self.prompts, self.contrasts, self.tau = prompts, contrasts, tau
         self.embed_dim = members[0].embed_dim
         self.queries = 1 if members[0].scores_embeddings else 1 + contrasts  # a picture that is embedded once is one
 
