@@ -23,6 +23,7 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 from src.files import read_json, write_json
 from src.mini.captions import tokenize
 from src.mini.latents import LatentStage
+from src.policy.half_precision import suited_attention
 from src.saving import save_tokenizer
 
 TOWERS = ("clip", "clip_narrow")  # CLIP pairs whose text towers are text_encoder and text_encoder_2
@@ -95,11 +96,12 @@ class FlowStage(LatentStage):
         x_t = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
         zeros = self.zeros(rng)
         rows = (x_t, self.text_states[caption], self.pooled[caption], 1000 * t)
-        v = self.transformer(
-            *(part.to(self.device) for part in rows),
-            joint_attention_kwargs={"log_zeros": zeros.to(self.device)},
-            return_dict=False,
-        )[0]
+        with suited_attention(self.device):
+            v = self.transformer(
+                *(part.to(self.device) for part in rows),
+                joint_attention_kwargs={"log_zeros": zeros.to(self.device)},
+                return_dict=False,
+            )[0]
         loss = F.mse_loss(v, (noise - latents).to(v))
         self.log("loss", loss, prog_bar=True)
         return loss

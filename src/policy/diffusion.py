@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from src.errors import UserError
+from src.policy.half_precision import laid_out, suited_attention
 from src.policy.gaussian import Latents, PerSample, Std, gaussian_kl, gaussian_log_prob
 from src.policy.loading import DTYPES, Source
 from src.policy.lora import add_lora
@@ -108,8 +109,7 @@ class DiffusionPolicy(LightningModule):
             source.parts(DTYPES[frozen], vae, vae_revision), source.option, resolution, **options
         )
         self.vae = self.pipeline.parts["vae"].to(memory_format=torch.channels_last)
-        network = self.pipeline.parts[self.network_name].to(memory_format=torch.channels_last)
-        setattr(self, self.network_name, network)
+        setattr(self, self.network_name, self.pipeline.parts[self.network_name])
         self._source, self._encoder_dtype, self._drops = source, DTYPES[encoders], drop_text_encoders
         told = {"revision": revision, "variant": variant, "encoders": encoders, "t5": t5, "t5_tokens": t5_tokens}
         self._prompts = PromptStates(self._encode, prompt_cache, identity_of(path, **told))
@@ -293,8 +293,8 @@ class DiffusionPolicy(LightningModule):
         """The network's own, float32; frozen weights in half precision compute in it, whatever the trainer's is."""
         half, device = DTYPES[self.frozen], x_t.device.type
         own = half != torch.float32 and not torch.is_autocast_enabled(device)
-        with torch.autocast(device, dtype=half) if own else nullcontext():
-            return self.pipeline.forward(self.network, x_t, t, told).float()
+        with torch.autocast(device, dtype=half) if own else nullcontext(), suited_attention(x_t.device):
+            return self.pipeline.forward(laid_out(self.network, x_t.device), x_t, t, told).float()
 
     def step_distribution(self, x_t: Latents, t: Times, told: Conditioning) -> tuple[Latents, Std]:
         """Mean and standard deviation of p_theta(x_next | x_t, c)."""
