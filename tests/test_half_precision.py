@@ -39,8 +39,9 @@ def test_layout_follows_the_precision():
     assert network.weight.is_contiguous() and not network.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_policy_has_exact_ratios_and_gradients_near_those_of_float32():
-    policy = make_policy(finetune="full")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_policy_has_exact_ratios_and_gradients_near_those_of_float32(checkpointing):
+    policy = make_policy(finetune="full", gradient_checkpointing=checkpointing).train()
     states = policy.sample(PROMPTS, SEEDS)
     gradients = []
     for half in (True, False):

@@ -96,7 +96,7 @@ class FlowStage(LatentStage):
         x_t = torch.lerp(latents, noise, t.view(-1, 1, 1, 1))
         zeros = self.zeros(rng)
         rows = (x_t, self.text_states[caption], self.pooled[caption], 1000 * t)
-        with suited_attention(self.device):
+        with suited_attention(self.transformer, self.device):
             v = self.transformer(
                 *(part.to(self.device) for part in rows),
                 joint_attention_kwargs={"log_zeros": zeros.to(self.device)},

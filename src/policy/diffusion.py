@@ -291,10 +291,10 @@ class DiffusionPolicy(LightningModule):
 
     def _output(self, x_t: Latents, t: Times, told: Sequence[Tensor]) -> Latents:
         """The network's own, float32; frozen weights in half precision compute in it, whatever the trainer's is."""
-        half, device = DTYPES[self.frozen], x_t.device.type
-        own = half != torch.float32 and not torch.is_autocast_enabled(device)
-        with torch.autocast(device, dtype=half) if own else nullcontext(), suited_attention(x_t.device):
-            return self.pipeline.forward(laid_out(self.network, x_t.device), x_t, t, told).float()
+        half, device = DTYPES[self.frozen], x_t.device
+        own = half != torch.float32 and not torch.is_autocast_enabled(device.type)
+        with torch.autocast(device.type, dtype=half) if own else nullcontext(), suited_attention(self.network, device):
+            return self.pipeline.forward(laid_out(self.network, device), x_t, t, told).float()
 
     def step_distribution(self, x_t: Latents, t: Times, told: Conditioning) -> tuple[Latents, Std]:
         """Mean and standard deviation of p_theta(x_next | x_t, c)."""

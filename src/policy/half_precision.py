@@ -15,9 +15,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 
-def suited_attention(device: torch.device) -> AbstractContextManager:
-    """The context that a network's forward pass on this device belongs in."""
-    return AttentionInFloat32() if _half_on_cpu(device) else nullcontext()
+def suited_attention(network: Any, device: torch.device) -> AbstractContextManager:
+    """The context that the network's forward pass on this device belongs in.
+
+    None with gradient checkpointing, whose second forward pass would be outside of it and save tensors of other dtypes.
+    """
+    inside = _half_on_cpu(device) and not network.is_gradient_checkpointing
+    return AttentionInFloat32() if inside else nullcontext()
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
