@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from src.errors import UserError
-from src.policy.half_precision import laid_out, suited_attention
 from src.policy.gaussian import Latents, PerSample, Std, gaussian_kl, gaussian_log_prob
+from src.policy.half_precision import laid_out, suited_attention
 from src.policy.loading import DTYPES, Source
 from src.policy.lora import add_lora
 from src.policy.prompts import PromptStates, identity_of

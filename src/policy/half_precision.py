@@ -28,7 +28,7 @@ def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, its weights in the memory layout that is the faster one: channels last but for half on a CPU."""
     layout = torch.contiguous_format if _half_on_cpu(device) else torch.channels_last
     if getattr(network, "_layout", None) is not layout:
-        network.to(memory_format=layout)
+        network.to(memory_format=layout)  # type: ignore[call-overload]
         network._layout = layout  # type: ignore[assignment]
     return network
 
