@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks import sd14
+from benchmarks import iteration, sd14
 from benchmarks.counted import LiveBytes, flops_a_row, in_float32, peak_bytes
 from benchmarks.weights import SD35, SDXL, TEXT, TEXT_2, UNET, VAE, VIT_H, VIT_L
 from src.finetuner import PHASES
@@ -167,3 +167,26 @@ def test_full_size_has_the_parameters_of_the_published_models():
 def test_peak_bytes_leaves_the_weights_out():
     policy = make_policy(num_steps=1)
     assert peak_bytes([policy], lambda: policy.unet.conv_in.weight.mul(1), None) == policy.unet.conv_in.weight.nbytes
+
+
+@pytest.mark.slow
+def test_overrides_are_compared_with_the_default_in_turns(monkeypatch, capsys):
+    few = ["samples_per_iteration=8", "num_steps=2"]
+    monkeypatch.setattr(
+        sys, "argv", ["iteration", "--rounds", "2", "--iterations", "1", "--experiment", "ddpo_hps", *few]
+    )
+    iteration.main()
+    found = json.loads(capsys.readouterr().out)
+    default, fewer = found["medians"].values()
+    assert list(found["medians"]) == ["default", " ".join(few)]
+    assert (
+        fewer["seconds_per_iteration"] < default["seconds_per_iteration"] / 8
+    )  # an eighth of the pictures, a fifth of
+    assert fewer["phases"]["update"] > 0 and len(found["ratio_by_round"]) == 2  # the steps
+
+
+def test_the_profile_names_operators(monkeypatch, capsys):
+    few = ["samples_per_iteration=8", "num_steps=2", "microbatch=8"]
+    monkeypatch.setattr(sys, "argv", ["iteration", "--operators", "5", "--experiment", "ddpo_hps", *few])
+    iteration.main()
+    assert "aten::convolution_backward" in capsys.readouterr().out
