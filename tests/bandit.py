@@ -94,6 +94,37 @@ class Bandit(DiffusionPolicy):
         return Rollout(prompts, list(range(n)), latents, self.timesteps, log_probs, images, **kept)
 
 
+class Chain(Bandit):
+    """Several steps x' = (through + direct) x + theta + s z; the network's output is through x + theta."""
+
+    def __init__(self, num_steps=3, through=0.6, direct=0.3, **options):
+        super().__init__(**options)
+        self.num_steps, self.through, self.direct = num_steps, through, direct
+        self.timesteps = torch.arange(num_steps, 0, -1) * 7
+        self.step_std = torch.full((num_steps,), self.std)
+
+    def predict(self, x_t, t, text):
+        return self.through * x_t + self.theta
+
+    def step_of(self, output, x_t, t):
+        return output + self.direct * x_t, torch.full((len(x_t), 1, 1, 1), self.std)
+
+    @torch.no_grad()
+    def sample(self, n: int, group: int = 1, seed: int = 0) -> Rollout:
+        rng = torch.Generator().manual_seed(seed)
+        self.drawn = torch.randn(n, self.num_steps + 1, *self.theta.shape, generator=rng)
+        latents, means, gain = [self.drawn[:, 0]], [], self.through + self.direct
+        for k in range(self.num_steps):
+            means.append(gain * latents[-1] + self.theta)
+            latents.append(means[-1] + self.std * self.drawn[:, k + 1])
+        states, means = torch.stack(latents, 1), torch.stack(means, 1)
+        log_probs = torch.distributions.Normal(means, self.std).log_prob(states[:, 1:]).mean((2, 3, 4))
+        prompts = [f"prompt {i // group}" for i in range(n)]
+        kept = {"means": means, "reference_means": gain * states[:, :-1], "conditioning": self.encode_prompts(prompts)}
+        seeds = [n * seed + i for i in range(n)]
+        return Rollout(prompts, seeds, states, self.timesteps, log_probs, torch.zeros(n, 3, 1, 1), **kept)
+
+
 class GaussianChain(DiffusionPolicy):
     """DDIM with noise, and the exact network of x_0 ~ N(0, spread I): every step is a linear map and a Gaussian."""
 

@@ -33,7 +33,7 @@ SMALL = (
     *("evaluation.max_prompts=2", "evaluation.grid_pictures=2", "critic.precision=fp32"),
 )
 STATEFUL = {  # options by which what a regulariser keeps matters from one iteration to the next
-    "kl_reward": ("regulariser.target=1e-3", "regulariser.move_every=1"),
+    "kl_reward": ("regulariser.beta=10.0", "regulariser.target=1e-3", "regulariser.move_every=2"),
     "kl_loss": ("regulariser.beta=10.0", "regulariser.target=1e-3", "regulariser.move_above=1e9"),
     "gardo": ("regulariser.beta=10.0", "regulariser.quantile=0.5", "regulariser.move_every=2"),
 }

@@ -109,14 +109,15 @@ def test_guard_and_a_mask_are_one_too_many():
 
 
 def test_nfts_weights_by_hand():
-    """v_old 0, v = 0.2, beta 2: X+ = 0.4, X- = -0.4; squares over absolute errors are |0.4 - x| and |-0.4 - x|."""
-    bandit = Bandit((1, 1, 1), std=0.5, theta=0.2)
+    """v_old 0, v = 0.2, beta 2: X+ = 0.4, X- = -0.4; squares over absolute errors, each a mean over dimensions."""
+    bandit = Bandit((3, 1, 1), std=0.5, theta=0.2)
     rollout, made = bandit.sample(3, seed=2), NFT(beta=2.0, advantage_clip=5.0)
-    made.old = [torch.zeros(1, 1, 1)]
+    made.old = [torch.zeros(3, 1, 1)]
     credit = made.credit(torch.tensor([[2.5], [-9.0], [0.0]]), torch.ones(1), None)
-    x = rollout.latents[:, 1, 0, 0, 0]
+    x = rollout.latents[:, 1].flatten(1)
     r = torch.tensor([0.75, 0.0, 0.5])  # 1/2 + clip(A / 5, +-1) / 2
-    wanted = 5 / 2 * (r * (0.4 - x).abs() + (1 - r) * (-0.4 - x).abs()).mean()
+    better, worse = ((end - x).square().mean(1) / (end - x).abs().mean(1) for end in (0.4, -0.4))
+    wanted = 5 / 2 * (r * better + (1 - r) * worse).mean()
     torch.testing.assert_close(made.loss(rows_of(rollout, credit), bandit).value, wanted)
 
 

@@ -5,6 +5,7 @@ x_0 noised to a timestep, averaged over dimensions; winner and loser share times
 sampler's own.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class OnlineDPO(Preference):
         output, step = prediction(policy, at)
         with torch.no_grad(), rows.reference.in_place(), policy.unguided():
             reference = policy.predict(at.x_t, at.t, at.conditioning)
+        step = replace(step, reference_mean=policy.step_of(reference, at.x_t, at.t)[0])
         predicted = [policy.predicted_noise(each, at.x_t, at.t) for each in (output, reference)]
         error, reference_error = ((each - noise).square().mean((1, 2, 3)) for each in predicted)
         return reference_error - error, step

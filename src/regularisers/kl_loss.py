@@ -4,11 +4,14 @@ The states are those that were sampled: that where the policy goes changes what 
 public code.
 """
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
-from src.algorithms.base import Loss
+from src.algorithms.base import Loss, Step
 from src.errors import UserError
+from src.policy.diffusion import DiffusionPolicy
 from src.policy.gaussian import gaussian_kl
 from src.policy.reference import Reference
 from src.regularisers.near import NearReference
@@ -21,7 +24,8 @@ class KLLoss(NearReference):
     Beside a policy gradient the square is a mean over latent dimensions, as log-probabilities are, and a row is a step.
     Beside a reward that is followed through the sampler it is a sum over dimensions, and over the steps that have a
     gradient. So beta means what it means in kl_reward. Losses of pairs and of the forward process have units of their
-    own; there the square is a mean, too.
+    own; there the square is a mean, too. GRPO's `ratio=guard` multiplies a step's gradient by sigma_t, and so a nat is
+    dearer beside it.
     """
 
     def loss(self, rows: Rows, loss: Loss, reference: Reference) -> Float[Tensor, ""]:
@@ -40,7 +44,18 @@ class KLLoss(NearReference):
             base = step.reference_mean
             if base is None:
                 base = rows.reference_mean if step.at is None else reference.mean(step.at)
-            kl = gaussian_kl(step.mean, base, step.std)
+            kl = gaussian_kl(held(step, reference.policy).mean, base, step.std)
             kls.append(kl / base[0].numel() if loss.nat is None else loss.nat * kl)
         total = sum(kls[1:], kls[0])
         return total / len(kls) if loss.nat is None else total
+
+
+def held(step: Step, policy: DiffusionPolicy) -> Step:
+    """The step, from a state that has no gradient: else the KL would have that of the policy's mean in it alone.
+
+    Once more through the network, where the state depends on earlier steps with a gradient.
+    """
+    if step.at is None or not step.at.x_t.requires_grad:
+        return step
+    at = replace(step.at, x_t=step.at.x_t.detach())
+    return Step(*policy.step_distribution(at.x_t, at.t, at.conditioning), at)
