@@ -78,6 +78,18 @@ def test_two_ranks_take_the_steps_that_one_takes(case, trained):
             assert (a - b).norm() <= 1e-3 * a.norm(), name
 
 
+# ------------------------------------------------------------------------------------------------- critic and resets
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("dpok", marks=pytest.mark.slow)])
+def test_other_policy_gradients_take_a_critic_and_resets(algorithm, tmp_path):
+    """Its values come off the returns; it learns, and its neurons are reset."""
+    train([(algorithm, "none")], tmp_path, {}, "algorithm.baseline=critic", "reset=active", "reset.every=1")
+    left = torch.load(tmp_path / f"{algorithm}-none.pt")
+    assert len(left["gradients"]) == 2 and left["row"]["critic/loss"] > 0 and left["row"]["critic/value_std"] > 0
+    assert left["row"]["reset/share"] > 0
+
+
 # --------------------------------------------------------------------------------------------- adding an algorithm
 
 

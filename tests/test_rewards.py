@@ -2,9 +2,12 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+from src.config import check
 from src.errors import UserError
+from src.rewards.base import RewardModel
+from src.rewards.building import build_rewards
 from src.rewards.clip import CLIPReward
-from tests.conftest import ROOT
+from tests.conftest import ROOT, composed
 
 PATH = str(ROOT / "src/mini/weights/clip")
 
@@ -41,6 +44,25 @@ def test_scores_are_differentiable_in_the_pictures(reward):
     images = pictures(1).requires_grad_()
     reward(images, ["cat"]).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def of_the_suite() -> dict[str, RewardModel]:
+    """In float64, as far as scores go."""
+    cfg = check(composed("train_reward=[hps,aesthetic]", "+wrapper=text_norm", "policy=lora"))
+    return {name: reward.double() for name, reward in build_rewards(cfg["suite"]["rewards"]).items()}
+
+
+@pytest.mark.parametrize("name", ["hps", "pickscore", "imagereward", "aesthetic", "text_norm", "mixed"])
+def test_its_gradient_is_that_of_finite_differences(of_the_suite, name):
+    reward, prompts = of_the_suite[name], ["cat", "dog"]
+    images = (0.25 + 0.5 * pictures(2, 50)).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
+    ahead, behind = (reward(images + sign * 1e-5 * direction, prompts).sum() for sign in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx(
+        (ahead - behind).item() / 2e-5, rel=5e-3
+    )  # scores are in float32
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,10 @@ def test_every_logged_key_is_explained(finished):
     assert all(lookup(key).meaning for key in used)
 
 
-@pytest.mark.parametrize("experiment", ["tdpo_hps", pytest.param("ddpo_hps", marks=pytest.mark.slow)])
+OTHERS = ["ddpo_hps", "grpo", "dpok", "draft", "alignprop", "refl", "nft", "dpo_online", "d3po"]
+
+
+@pytest.mark.parametrize("experiment", ["tdpo_hps", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_the_other_experiments_run(experiment, tmp_path):
     pictures = 0 if experiment == "ddpo_hps" else 2
     chosen = (f"evaluation.grid_pictures={pictures}", f"run_dir={tmp_path / 'run'}")

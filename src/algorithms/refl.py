@@ -4,7 +4,8 @@ A step among the last ones is drawn (30 to 39 of 40), the picture is the x_0 tha
 loss is scale * relu(margin - r), r standardised: pictures that score `margin` or more are left alone. Of the public
 code two slips are left out: it tells the network the step's number in place of its timestep, and takes x_0 by the
 timestep before. There every micro-batch draws its step, here every optimizer step does; and their loss on pictures of a
-data set, which would hold the policy back, is not here.
+data set, which would hold the policy back, is not here. A sample is one query: the score of the picture that it ends
+in is logged and, but for the first iteration's, not used.
 """
 
 from typing import Any

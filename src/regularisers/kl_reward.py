@@ -18,7 +18,10 @@ from src.types import Rollout
 
 
 class KLReward(NearReference):
-    """Takes off step t beta (sum_{s <= t} l_s, less its mean over the samples, which changes no expected gradient)."""
+    """Takes off step t beta (sum_{s <= t} l_s, less its mean over the b samples).
+
+    The mean holds the sample itself: the expected gradient is that without it, times 1 - 1 / b.
+    """
 
     needs_returns = True
 

@@ -14,11 +14,12 @@ class NearReference(Regulariser):
     """Base of KL penalties.
 
     Args:
-        beta: normalised reward (standard deviations) that a nat of KL costs, over a whole trajectory and all latent
-            dimensions; the value at first where it is adaptive.
+        beta: normalised reward (standard deviations) that a nat of KL costs, over all trained steps of a trajectory and
+            all latent dimensions; the value at first where it is adaptive. TDPO standardises what is left of rewards
+            when V is taken off: beside it the standard deviations are those.
         target: KL that an adaptive beta aims at; null for a fixed one. After every iteration
             beta *= 1 + gain * clip(KL / target - 1, +-0.2) (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
-        unit: what `target` and `move_above` count: `trajectory`, nats of a whole trajectory, or `dimension`, the same
+        unit: what `target` and `move_above` count: `trajectory`, nats of a trajectory's trained steps, or `dimension`, the same
             divided by the number of a latent's dimensions (1,024 on suite=mini, 16,384 of Stable Diffusion at 512
             pixels).
         gain: K_beta of the update.
