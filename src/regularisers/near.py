@@ -19,9 +19,9 @@ class NearReference(Regulariser):
             when V is taken off: beside it the standard deviations are those.
         target: KL that an adaptive beta aims at; null for a fixed one. After every iteration
             beta *= 1 + gain * clip(KL / target - 1, +-0.2) (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
-        unit: what `target` and `move_above` count: `trajectory`, nats of a trajectory's trained steps, or `dimension`, the same
-            divided by the number of a latent's dimensions (1,024 on suite=mini, 16,384 of Stable Diffusion at 512
-            pixels).
+        unit: what `target` and `move_above` count: `trajectory`, nats of a trajectory's trained steps, or `dimension`,
+            the same divided by the number of a latent's dimensions (1,024 on suite=mini, 16,384 of Stable Diffusion at
+            512 pixels).
         gain: K_beta of the update.
         move_every: iterations after which the reference becomes the policy as it then is; null: never.
         move_above: KL above which it does so too; null: never.
