@@ -315,6 +315,7 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones(tmp_path):
         max(row["eval_ema/redness/gain"] for row in evaluation.history) - last["eval_ema/redness/gain"]
     )
     assert 0 < last["kl_ema/trajectory"] != last["kl/trajectory"] and "held_out_ema/redness/gain" in last
+    assert first["pictures_ema/drift"] == first["pictures/drift"] and last["pictures_ema/drift"] > 0
     for key in last:
         lookup(key)
     state = evaluation.state_dict()

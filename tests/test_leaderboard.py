@@ -40,9 +40,7 @@ def test_every_entry_composes(entry):
     cfg = check(composed(*asked))
     if entry.weights_of:
         return  # as the run that they are of
-    assert (
-        cfg["threads"] == 1 and cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == tables.PICTURES
-    )
+    assert cfg["threads"] == 1 and cfg["seed"] == 3 and cfg["iterations"] * cfg["samples_per_iteration"] == merit.BUDGET
     told = cfg["suite"]["rewards"][cfg["train_reward"]]
     first = told.get("members", [told])[0]
     assert first == cfg["suite"]["rewards"]["aesthetic"]

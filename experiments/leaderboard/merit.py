@@ -12,7 +12,7 @@ from src.report.study import crossing, outcomes
 from src.report.watching import from_the_base, shipment
 
 LEVELS = (1.0, 1.5, 2.0)  # gains of the trained reward that gold is read at
-DISTANCES = (20.0, 40.0)  # sqrt(KL), nats^(1/2), likewise
+DISTANCES = (10.0, 20.0, 40.0)  # sqrt(KL), nats^(1/2), likewise
 FAMILIES = ("hps", "pickscore", "imagereward", "aesthetic")  # the rewards that all runs know
 MARGIN = 0.5  # that the other rewards may fall behind, base sd, as the watch's
 BUDGET = 800  # reward queries of a method that asks one reward for a picture

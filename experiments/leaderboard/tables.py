@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 
 from experiments.leaderboard.entries import HERE, REWARDS, RUNS, entries
-from experiments.leaderboard.merit import LEVELS, as_entered, figures
+from experiments.leaderboard.merit import BUDGET, DISTANCES, LEVELS, as_entered, figures
 from experiments.leaderboard.ranking import DIFFERENCE, RANKS, SEEDS, over_rewards, ranking, sequential_plan, verdicts
 from src.errors import UserError
 from src.report.runs import Run
@@ -15,12 +15,11 @@ from src.report.study import against, compare, means, require_same
 from src.report.watching import shipment
 
 Runs = dict[str, list[Run]]  # by method
-PICTURES = 800  # that a run trains on
 SHARED = ("evaluation.", "prompts.", "suite.base", "suite.judges.gold.", "policy.num_steps", "policy.guidance")
 BASELINE = "ddpo"
 AT = [f"{name}_at_{level:g}" for name in ("gold", "vendi", "sqrt_kl") for level in LEVELS]
 AREAS = [f"area_to_{level:g}" for level in LEVELS]
-AT_DISTANCE = ["gold_at_sqrt_kl_20", "gold_at_sqrt_kl_40"]
+AT_DISTANCE = [f"gold_at_sqrt_kl_{level:g}" for level in DISTANCES]
 OVER_THE_RUN = ["gold_peak", "gold_end", "held_out_gold_end"]
 MEANS = {
     "shipped": [RANKS, "gold_at_alarm", "held_out_gold_shipped", "proxy_shipped", "vendi_shipped", "shipped", "alarm"],
@@ -28,7 +27,7 @@ MEANS = {
     "at equal KL, and over the whole run": [*AT_DISTANCE, *OVER_THE_RUN, "overoptimization", "proxy_end", "kl_end"],
     "cost": [
         *("reward_queries", "reward_gradients", "optimizer_steps", "seconds"),
-        *("proxy_at_800_queries", "gold_at_800_queries"),
+        *(f"{name}_at_{BUDGET}_queries" for name in ("proxy", "gold")),
     ],
 }
 GOLD_AT = [f"gold_at_{level:g}" for level in LEVELS]
@@ -63,8 +62,8 @@ def rows_of(runs: Runs) -> pd.DataFrame:
     require_same(everything, SHARED, but=("evaluation.every", "evaluation.seed"))
     for run in everything:
         pictures = run.config["iterations"] * run.config["samples_per_iteration"]
-        if pictures != PICTURES and run.config["task"] == "finetune":
-            raise UserError(f"{run.folder} trains on {pictures} pictures; runs of the leaderboard train on {PICTURES}.")
+        if pictures != BUDGET and run.config["task"] == "finetune":
+            raise UserError(f"{run.folder} trains on {pictures} pictures; runs of the leaderboard train on {BUDGET}.")
     named = [(name, run) for name, of in runs.items() for run in of]
     found = pd.DataFrame(
         {"arm": name, "train_reward": as_entered(run).trained, "seed": run.config["seed"]}
@@ -112,8 +111,8 @@ def tables_on(reward: str, part: pd.DataFrame) -> dict[str, pd.DataFrame]:
     tables = {f"Means over seeds on {reward}: {name}": means(part, columns) for name, columns in MEANS.items()}
     tables[f"What could not be read on {reward}"] = blanks(part)
     if BASELINE in order:
-        compared = compare(part, COMPARED, against(part, BASELINE), DIFFERENCE)
-        tables[f"Against {BASELINE} on {reward}, paired by seed"] = compared
+        each = [compare(part, [column], against(part, BASELINE), DIFFERENCE) for column in COMPARED]
+        tables[f"Against {BASELINE} on {reward}, paired by seed"] = pd.concat(each)
     return tables
 
 

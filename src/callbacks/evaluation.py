@@ -224,7 +224,7 @@ class CrossRewardEvaluation(Callback):
         return metrics
 
     def _measure_averaged(self, trainer: Trainer, pl_module: Learner) -> Metrics:
-        """What the policy, which holds the averaged weights, gains on the same prompts and seeds, and its KL."""
+        """Of the policy, which holds the averaged weights: gains on the same prompts and seeds, KL, and pictures."""
         metrics: Metrics = {}
         for raw, part in zip(self.sets, self.averaged, strict=True):
             rollout, scores = self._sampled(trainer, pl_module, part)
@@ -233,6 +233,9 @@ class CrossRewardEvaluation(Callback):
             if raw.name == "eval":
                 kl = self._kl(pl_module, rollout, len(part.prompts))
                 metrics |= {f"kl_ema/{key}": kl[f"kl/{key}"] for key in ("trajectory", "sqrt") if kl}
+                part.base_features = raw.base_features
+                drawn = self._pictures(part, rollout.images, pl_module.ranks)
+                metrics |= {key.replace("pictures/", "pictures_ema/"): value for key, value in drawn.items()}
         return metrics
 
     def _sampled(self, trainer: Trainer, pl_module: Learner, part: EvaluationSet) -> tuple[Rollout, dict[str, Tensor]]:

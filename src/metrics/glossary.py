@@ -141,6 +141,7 @@ GLOSSARY: dict[str, Entry] = {
     "held_out_ema/<reward>/<measure>": Entry("", "the same on prompts that no run trains on"),
     "held_out_ema/<measure>": Entry("share", "likewise"),
     "kl_ema/<measure>": Entry("", "kl/trajectory and kl/sqrt of the averaged weights"),
+    "pictures_ema/<measure>": Entry("", "pictures/<measure> of theirs"),
     "policy/scale": Entry("share", "of what fine-tuning changed, how much an evaluation of weights has taken up"),
     "policy/checkpoint": Entry("-", "number of the checkpoint, where its reward queries are not known"),
     "policy/aig": Entry(
