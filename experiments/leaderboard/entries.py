@@ -14,7 +14,10 @@ from src.errors import UserError
 HERE = Path("experiments/leaderboard")  # commands run in the repository's root
 RUNS, TUNING, CHECK = HERE / "runs", HERE / "tuning", HERE / "check"  # kept runs, a folder a method
 MADE = Path("multirun/leaderboard")  # where runs are made, likewise
-REWARDS = ("hps", "aesthetic")
+ROLLOUTS = {"hps": 64, "aesthetic": 32}  # pictures of an iteration, by the reward that is trained on
+REWARDS = tuple(ROLLOUTS)
+ITERATIONS = 25
+PICTURES = {reward: ITERATIONS * rollout for reward, rollout in ROLLOUTS.items()}
 RAMPS = ("lr_factor=5", "lr_factor=10")  # what the learning rate goes to in a run, times itself
 GENTLE = ("lr_factor=1", "lr_factor=5")  # of methods whose reward's gradient goes as far in half of the steps
 PROTOCOL = "+study=leaderboard"
@@ -54,11 +57,15 @@ class Entry:
 
         A run's weights are evaluated as that run was, so that neither protocol nor reward nor seed are named.
         """
-        own = [override.replace("{reward}", reward) for override in self.overrides]
+        rollout = ROLLOUTS[reward]
+        places = {"{reward}": reward, "{half}": str(rollout // 2)}
+        own = list(self.overrides)
+        for place, value in places.items():
+            own = [override.replace(place, value) for override in own]
         if self.weights_of is not None:
             return own
         trained = [] if any(override.startswith("train_reward=") for override in own) else [f"train_reward={reward}"]
-        return [*own, PROTOCOL, *choice, *trained, f"seed={seed}"]
+        return [*own, PROTOCOL, f"samples_per_iteration={rollout}", *choice, *trained, f"seed={seed}"]
 
 
 @cache

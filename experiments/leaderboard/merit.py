@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from experiments.leaderboard.entries import PICTURES
 from src.metrics.intervals import area_under
 from src.metrics.watching import signal_of
 from src.report.runs import Run
@@ -15,7 +16,6 @@ LEVELS = (1.0, 1.5, 2.0)  # gains of the trained reward that gold is read at
 DISTANCES = (10.0, 20.0, 40.0)  # sqrt(KL), nats^(1/2), likewise
 FAMILIES = ("hps", "pickscore", "imagereward", "aesthetic")  # the rewards that all runs know
 MARGIN = 0.5  # that the other rewards may fall behind, base sd, as the watch's
-BUDGET = 800  # reward queries of a method that asks one reward for a picture
 WIDEST = 1.0  # of two evaluations that a reading lies between, base sd of the trained reward
 WIDEST_STEP = 20.0  # the same in sqrt(KL)
 NAN = float("nan")
@@ -57,7 +57,8 @@ def figures(run: Run, levels: Sequence[float] = LEVELS) -> Figures:
     found |= {key: ends[key] for key in ("proxy_end", "kl_end", "overoptimization")}
     found |= {f"gap_at_{level:g}": gap(proxy, level) for level in levels}
     counted = {"proxy": proxy, "gold": gold} if seen.layout == "queries" else {"proxy": [], "gold": []}
-    found |= {f"{name}_at_{BUDGET}_queries": crossing(seen.queries[: len(y)], y, BUDGET) for name, y in counted.items()}
+    budget = PICTURES.get(seen.trained, NAN)  # reward queries of a method that asks one reward for a picture
+    found |= {f"{name}_at_budget": crossing(seen.queries[: len(y)], y, budget) for name, y in counted.items()}
     found |= {key: seen.evaluations[-1].get(key, NAN) for key in ("reward_queries", "reward_gradients")}
     found |= {key: last.get(key, NAN) for key in ("iteration", "optimizer_steps", "seconds")}
     return found | {"stopped": int(run.had_to_stop)}

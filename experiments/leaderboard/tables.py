@@ -6,8 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import yaml
 
-from experiments.leaderboard.entries import HERE, REWARDS, RUNS, entries
-from experiments.leaderboard.merit import BUDGET, DISTANCES, LEVELS, as_entered, figures
+from experiments.leaderboard.entries import HERE, PICTURES, REWARDS, RUNS, entries
+from experiments.leaderboard.merit import DISTANCES, LEVELS, as_entered, figures
 from experiments.leaderboard.ranking import DIFFERENCE, RANKS, SEEDS, over_rewards, ranking, sequential_plan, verdicts
 from src.errors import UserError
 from src.report.runs import Run
@@ -27,7 +27,7 @@ MEANS = {
     "at equal KL, and over the whole run": [*AT_DISTANCE, *OVER_THE_RUN, "overoptimization", "proxy_end", "kl_end"],
     "cost": [
         *("reward_queries", "reward_gradients", "optimizer_steps", "seconds"),
-        *(f"{name}_at_{BUDGET}_queries" for name in ("proxy", "gold")),
+        *("proxy_at_budget", "gold_at_budget"),
     ],
 }
 GOLD_AT = [f"gold_at_{level:g}" for level in LEVELS]
@@ -62,8 +62,9 @@ def rows_of(runs: Runs) -> pd.DataFrame:
     require_same(everything, SHARED, but=("evaluation.every", "evaluation.seed"))
     for run in everything:
         pictures = run.config["iterations"] * run.config["samples_per_iteration"]
-        if pictures != BUDGET and run.config["task"] == "finetune":
-            raise UserError(f"{run.folder} trains on {pictures} pictures; runs of the leaderboard train on {BUDGET}.")
+        wanted = PICTURES.get(as_entered(run).trained, pictures)
+        if pictures != wanted and run.config["task"] == "finetune":
+            raise UserError(f"{run.folder} trains on {pictures} pictures; runs of the leaderboard train on {wanted}.")
     named = [(name, run) for name, of in runs.items() for run in of]
     found = pd.DataFrame(
         {"arm": name, "train_reward": as_entered(run).trained, "seed": run.config["seed"]}
@@ -89,7 +90,7 @@ def tables_of(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = found[found.train_reward.isin(REWARDS)]
     first = found[found.seed < SEEDS]
     both, by_reward = over_rewards(first, REWARDS), {reward: first[first.train_reward == reward] for reward in REWARDS}
-    parts = {name: part for name, part in ({"both": both} | by_reward).items() if len(part)}
+    parts = {name: part for name, part in (by_reward | {"both": both}).items() if len(part)}
     tables = {}
     for name, part in parts.items():
         tables[f"Ranking by gold shipped, {'both rewards' if name == 'both' else f'on {name}'}"] = ranking(part)
