@@ -30,6 +30,16 @@ def test_attention_is_that_of_float32(heads, mask):
     assert not torch.equal(outside, inside)  # rounded on its way, so that the first line could fail
 
 
+def test_weights_that_are_held_for_a_while_get_the_layout_too_and_leave_the_own_ones_alone():
+    policy = make_policy(finetune="full")
+    own, held = (policy.unet.conv_in.weight.data, [p.detach().clone().contiguous() for p in policy.trainable()])
+    with policy.holding(held):
+        first = policy.sample(PROMPTS, SEEDS).latents
+    with policy.holding([value.to(memory_format=torch.channels_last) if value.ndim == 4 else value for value in held]):
+        assert torch.equal(policy.sample(PROMPTS, SEEDS).latents, first)
+    assert policy.unet.conv_in.weight.data.data_ptr() == own.data_ptr()
+
+
 def test_layout_follows_the_precision():
     network = torch.nn.Conv2d(4, 8, 3)
     laid_out(network, torch.device("cpu"))

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,20 +16,21 @@ from src.prompts import SIMPLE_ANIMALS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("vae", "clip", "matching", "unet", "flow", "classifier", "gold")
+STAGES = {"": ("vae", "clip", "matching", "unet", "classifier", "gold"), "flow_": ("flow",)}  # by figure
 
 
-def loss_curves(work_dir: Path, target: Path) -> None:
+def loss_curves(work_dir: Path, stages: Sequence[str], target: Path) -> None:
     """One panel a stage, from the CSV files that its training left; none where some stages were trained elsewhere."""
-    if any(not list((work_dir / stage).rglob("metrics.csv")) for stage in STAGES):
+    if any(not list((work_dir / stage).rglob("metrics.csv")) for stage in stages):
         return
-    figure, axes = plt.subplots(1, len(STAGES), figsize=(15, 2.6), constrained_layout=True)
-    for axis, stage in zip(axes, STAGES, strict=True):
+    size = (2.5 * max(2, len(stages)), 2.6)
+    figure, axes = plt.subplots(1, len(stages), figsize=size, constrained_layout=True, squeeze=False)
+    for axis, stage in zip(axes[0], stages, strict=True):
         files = sorted((work_dir / stage).rglob("metrics.csv"))
         rows = [row for path in files for row in csv.DictReader(read_text(path).splitlines())]
         axis.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
         axis.set(title=stage, xlabel="step", yscale="log")
-    axes[0].set_ylabel("training loss")
+    axes[0][0].set_ylabel("training loss")
     figure.savefig(target, dpi=110)
 
 
@@ -40,7 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     folder = WEIGHTS / "card"
     folder.mkdir(exist_ok=True)
-    loss_curves(args.work_dir, folder / "loss_curves.png")
+    for name, stages in STAGES.items():
+        loss_curves(args.work_dir, stages, folder / f"{name}loss_curves.png")
     prompts, figures = list(SIMPLE_ANIMALS) * 2, {}
     for base, name in (("base", ""), ("flow", "flow_")):
         if not (WEIGHTS / base).is_dir():

@@ -109,7 +109,8 @@ class DiffusionPolicy(LightningModule):
             source.parts(DTYPES[frozen], vae, vae_revision), source.option, resolution, **options
         )
         self.vae = self.pipeline.parts["vae"].to(memory_format=torch.channels_last)
-        setattr(self, self.network_name, self.pipeline.parts[self.network_name])
+        network = self.pipeline.parts[self.network_name].to(memory_format=torch.channels_last)
+        setattr(self, self.network_name, network)
         self._source, self._encoder_dtype, self._drops = source, DTYPES[encoders], drop_text_encoders
         told = {"revision": revision, "variant": variant, "encoders": encoders, "t5": t5, "t5_tokens": t5_tokens}
         self._prompts = PromptStates(self._encode, prompt_cache, identity_of(path, **told))

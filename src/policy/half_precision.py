@@ -27,9 +27,9 @@ def suited_attention(network: Any, device: torch.device) -> AbstractContextManag
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, its weights in the memory layout that is the faster one: channels last but for half on a CPU."""
     layout = torch.contiguous_format if _half_on_cpu(device) else torch.channels_last
-    if getattr(network, "_layout", None) is not layout:
+    kernels = (parameter for parameter in network.parameters() if parameter.ndim == 4)
+    if not all(kernel.is_contiguous(memory_format=layout) for kernel in kernels):  # for now, where others are held
         network.to(memory_format=layout)  # type: ignore[call-overload]
-        network._layout = layout  # type: ignore[assignment]
     return network
 
 
