@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a machine with one GPU says of this project, in twelve minutes at most and without a network: the tests that want
-# a GPU, then an iteration of every suite at real size, from random weights that are made there.
+# a GPU, then iterations of sd14, sd35 and sdxl at real size, from random weights that are made there.
 #
 #   benchmarks/gpu.sh              writes gpu/tests.log, gpu/SUITE.json, gpu/SUITE.log; prints a line a suite
 #   SIZE=tiny benchmarks/gpu.sh    does all of it with tiny networks, on a CPU too: does it run?
@@ -19,16 +19,20 @@ export PYTHONUNBUFFERED=1
 
 if [ -n "${WHEELS:-}" ]; then
   site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl || exit
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 
 # runs a command for as long as there is time; its output goes to a file
 within() {
-  local log=$1 left=$((end - SECONDS))
+  local log=$1 left=$((end - SECONDS - 10)) status
   shift
-  if [ "$left" -lt 20 ]; then echo "no time left" > "$log"; return 124; fi
-  timeout "$left" "$@" > "$log" 2>&1
+  if [ "$left" -lt 10 ]; then echo "no time left" > "$log"; return 124; fi
+  timeout -k 10 "$left" "$@" > "$log" 2>&1
+  status=$?
+  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then echo "no time left" >> "$log"; fi
+  return "$status"
 }
 
 if within "$out/tests.log" "$python" -m pytest -q -m '' -p no:cacheprovider tests/test_gpu.py; then state=pass; else state=FAIL failed=1; fi
@@ -36,13 +40,13 @@ echo "tests: $state: $(tail -n 1 "$out/tests.log")"
 for suite in $suites; do
   rm -f "$out/$suite.json"
   within "$out/$suite.log" "$python" -m benchmarks.sd14 --size "$size" --suite "$suite" \
-    --out "$out/$suite.json" "${fewer[@]}" "$@"
+    --out "$out/$suite.json" ${fewer[@]+"${fewer[@]}"} "$@"
   if [ ! -f "$out/$suite.json" ]; then
     echo "$suite: FAIL: $(tail -n 1 "$out/$suite.log")"
     failed=1
     continue
   fi
-  "$python" - "$out/$suite.json" << 'TABLE'
+  "$python" - "$out/$suite.json" << 'TABLE' || failed=1
 import json, pathlib, sys
 path = pathlib.Path(sys.argv[1])
 of = json.loads(path.read_text())

@@ -69,17 +69,23 @@ def in_turns(arms: dict[str, tuple[Path, list[str]]], rounds: int, asked: list[s
         for name, (tree, overrides) in arms.items():
             # this file, on the code of that tree
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", *asked, *overrides]
-            paths = os.environ | {"PYTHONPATH": str(tree)}
-            done = subprocess.run(command, cwd=tree, env=paths, check=True, stdout=subprocess.PIPE, encoding="utf-8")
+            paths = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+            done = subprocess.run(
+                command, cwd=tree, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, encoding="utf-8"
+            )
+            if done.returncode:
+                sys.exit(done.returncode)  # it has said why
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {
         name: {key: statistics.median(one[key] for one in each) for key in KEPT}
         | {"phases": {key: statistics.median(one["phases"][key] for one in each) for key in each[0]["phases"]}}
         for name, each in found.items()
     }
-    steps = [[one[KEPT[1]] for one in each] for each in found.values()]
-    ratios = [[after / before for before, after in zip(steps[0], other, strict=True)] for other in steps[1:]]
-    return {"processor": processor(), "medians": medians} | ({"ratio_by_round": ratios[0]} if ratios else {})
+    result = {"processor": processor(), "medians": medians}
+    if len(arms) == 2:
+        before, after = ([one["trained_steps_per_second"] for one in each] for each in found.values())
+        result["ratio_by_round"] = [b / a for a, b in zip(before, after, strict=True)]
+    return result
 
 
 def processor() -> str:
@@ -99,13 +105,16 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, help="another checkout to compare with, which comes first")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if min(asked.rounds, asked.iterations, asked.operators or 1) < 1:
+    if min(asked.rounds, asked.iterations, 1 if asked.operators is None else asked.operators) < 1:
         parser.error("--rounds, --iterations and --operators must be at least 1.")
-    if asked.operators:
-        print(operators(asked.experiment, asked.operators, asked.overrides))
-        return
-    if asked.worker:
-        print(json.dumps(timed(asked.experiment, asked.iterations, asked.overrides)))
+    if asked.operators or asked.worker:
+        from src.errors import told_in_one_sentence
+
+        with told_in_one_sentence():
+            if asked.operators:
+                print(operators(asked.experiment, asked.operators, asked.overrides))
+            else:
+                print(json.dumps(timed(asked.experiment, asked.iterations, asked.overrides)))
         return
     arms = {"default": (ROOT, [])} if asked.tree is None else {str(asked.tree): (asked.tree.resolve(), asked.overrides)}
     if asked.overrides or asked.tree:

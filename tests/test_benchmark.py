@@ -177,16 +177,15 @@ def test_overrides_are_compared_with_the_default_in_turns(monkeypatch, capsys):
     )
     iteration.main()
     found = json.loads(capsys.readouterr().out)
-    default, fewer = found["medians"].values()
-    assert list(found["medians"]) == ["default", " ".join(few)]
-    assert (
-        fewer["seconds_per_iteration"] < default["seconds_per_iteration"] / 8
-    )  # an eighth of the pictures, a fifth of
-    assert fewer["phases"]["update"] > 0 and len(found["ratio_by_round"]) == 2  # the steps
+    assert list(found["medians"]) == ["default", " ".join(few)] and len(found["ratio_by_round"]) == 2
+    for arm in found["medians"].values():
+        assert arm["phases"]["update"] > 0 and arm["seconds_per_iteration"] == pytest.approx(
+            sum(arm["phases"].values()), rel=0.2
+        )
 
 
 def test_the_profile_names_operators(monkeypatch, capsys):
     few = ["samples_per_iteration=8", "num_steps=2", "microbatch=8"]
-    monkeypatch.setattr(sys, "argv", ["iteration", "--operators", "5", "--experiment", "ddpo_hps", *few])
+    monkeypatch.setattr(sys, "argv", ["iteration", "--operators", "200", "--experiment", "ddpo_hps", *few])
     iteration.main()
     assert "aten::convolution_backward" in capsys.readouterr().out

@@ -24,11 +24,11 @@ from tests.test_bandit import SHIFTED, D, G, S
 STEPS = 4
 
 
-def cost(algorithm, chain, regulariser=None, draw=0, n=16, seed=0):
+def cost(algorithm, chain, regulariser=None, draw=0):
     """Of all samples, and the gradient in theta."""
-    rollout, reference = chain.sample(n, seed=seed), Reference(chain)
+    rollout, reference = chain.sample(16), Reference(chain)
     algorithm.moments = (0.0, 1.0)
-    rows = rows_of(rollout, Credit(torch.zeros(n, chain.num_steps)), Linear(G), reference, draw)
+    rows = rows_of(rollout, Credit(torch.zeros(16, chain.num_steps)), Linear(G), reference, draw)
     loss = algorithm.loss(rows, chain)
     value = loss.value if regulariser is None else loss.value + regulariser.loss(rows, loss, reference)
     return value, torch.autograd.grad(value, chain.theta)[0]

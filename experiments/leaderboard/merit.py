@@ -36,10 +36,9 @@ def as_entered(run: Run) -> Run:
 
 
 def _averaged(row: Figures) -> Figures:
-    """The row with what was measured of averaged weights in place of the raw ones'; their pictures have not been."""
+    """The row with what was measured of averaged weights in place of the raw ones'."""
     found = {key.replace("_ema/", "/", 1): value for key, value in row.items() if "_ema/" in key}
-    kept = {key: NAN if key.startswith("pictures/") else value for key, value in row.items() if "_ema/" not in key}
-    return kept | found
+    return {key: value for key, value in row.items() if "_ema/" not in key} | found
 
 
 def figures(run: Run, levels: Sequence[float] = LEVELS) -> Figures:

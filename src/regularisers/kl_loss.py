@@ -53,7 +53,8 @@ class KLLoss(NearReference):
 def held(step: Step, policy: DiffusionPolicy) -> Step:
     """The step, from a state that has no gradient: else the KL would have that of the policy's mean in it alone.
 
-    Once more through the network, where the state depends on earlier steps with a gradient.
+    Once more through the network, where the state depends on earlier steps with a gradient; these activations are kept,
+    whatever `algorithm.checkpoint_steps` says.
     """
     if step.at is None or not step.at.x_t.requires_grad:
         return step
