@@ -91,7 +91,7 @@ def in_turns(arms: dict[str, tuple[Path, list[str]]], rounds: int, asked: list[s
 def processor() -> str:
     """Its name, where Linux tells it."""
     told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
 
 

@@ -28,23 +28,25 @@ def test_attention_is_that_of_float32(heads, mask):
     assert torch.equal(inside, exact.bfloat16()) and torch.equal(named, inside)
 
 
-def test_weights_that_are_held_for_a_while_get_the_layout_too_and_leave_the_own_ones_alone():
+def test_weights_that_are_held_for_a_while_get_the_layout_too():
     policy = make_policy(finetune="full")
-    own, held = (policy.unet.conv_in.weight.data, [p.detach().clone().contiguous() for p in policy.trainable()])
-    with policy.holding(held):
+    held = [parameter.detach().clone() for parameter in policy.trainable()]
+    assert not policy.unet.conv_in.weight.is_contiguous() and not all(value.is_contiguous() for value in held)
+    with torch.autocast("cpu", torch.bfloat16), policy.holding(held):
         first = policy.sample(PROMPTS, SEEDS).latents
-    with policy.holding([value.to(memory_format=torch.channels_last) if value.ndim == 4 else value for value in held]):
-        assert torch.equal(policy.sample(PROMPTS, SEEDS).latents, first)
-    assert policy.unet.conv_in.weight.data.data_ptr() == own.data_ptr()
-
-
-def test_layout_follows_the_precision():
-    network = torch.nn.Conv2d(4, 8, 3)
-    laid_out(network, torch.device("cpu"))
-    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+        assert policy.unet.conv_in.weight.is_contiguous()
     with torch.autocast("cpu", torch.bfloat16):
-        laid_out(network, torch.device("cpu"))
-    assert network.weight.is_contiguous() and not network.weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(policy.sample(PROMPTS, SEEDS).latents, first)
+        assert policy.unet.conv_in.weight.is_contiguous()
+
+
+def test_in_float32_weights_stay_as_they_are():
+    """Adapters are contiguous, as files of weights have to be."""
+    policy = make_policy(lora_targets=["conv2"])
+    before = [parameter.stride() for parameter in policy.unet.parameters()]
+    laid_out(policy.unet, torch.device("cpu"))
+    assert [parameter.stride() for parameter in policy.unet.parameters()] == before
+    assert all(parameter.is_contiguous() for parameter in policy.trainable())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

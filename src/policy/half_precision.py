@@ -25,11 +25,9 @@ def suited_attention(network: Any, device: torch.device) -> AbstractContextManag
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, its weights in the memory layout that is the faster one: channels last but for half on a CPU."""
-    layout = torch.contiguous_format if _half_on_cpu(device) else torch.channels_last
-    kernels = (parameter for parameter in network.parameters() if parameter.ndim == 4)
-    if not all(kernel.is_contiguous(memory_format=layout) for kernel in kernels):  # for now, where others are held
-        network.to(memory_format=layout)  # type: ignore[call-overload]
+    """The network; its weights, which are otherwise in the channels-last layout, contiguous for half on a CPU."""
+    if _half_on_cpu(device) and not all(parameter.is_contiguous() for parameter in network.parameters()):
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return network
 
 
