@@ -18,6 +18,7 @@ from src.algorithms.tdpo import TDPO
 from src.normalise import EPS, PromptNormaliser
 from src.policy.reference import Reference
 from src.ranks import Ranks
+from src.regularisers.gardo import GARDO
 from src.regularisers.kl_loss import KLLoss
 from src.regularisers.kl_reward import KLReward
 from src.regularisers.none import NoRegulariser
@@ -207,7 +208,12 @@ def assert_near(theta, wanted, share=0.02):
     assert (theta - wanted).norm() < share * wanted.norm(), (theta.flatten(), wanted.flatten())
 
 
-@pytest.mark.parametrize("regulariser", [KLReward, KLLoss])
+def ungated_gardo(beta: float) -> GARDO:
+    """All samples pay."""
+    return GARDO({}, Linear(G), beta=beta, gate=False, diversity=False)
+
+
+@pytest.mark.parametrize("regulariser", [KLReward, KLLoss, ungated_gardo])
 @pytest.mark.parametrize(
     "algorithm",
     [DDPO(**WIDE), GRPO(**WIDE, std="none"), GRPO(**WIDE, std="none", trust="divergence", max_divergence=1e9)],
