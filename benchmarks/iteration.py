@@ -65,8 +65,9 @@ def operators(experiment: str, rows: int, overrides: list[str]) -> str:
 def in_turns(arms: dict[str, tuple[Path, list[str]]], rounds: int, asked: list[str]) -> dict[str, Any]:
     """Medians of each arm, and the ratio of the second's steps a second to the first's in each round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, (tree, overrides) in arms.items():
+    for turn in range(rounds):
+        # in exchanged order, for a machine that warms up slows whoever comes second
+        for name, (tree, overrides) in list(arms.items())[:: -1 if turn % 2 else 1]:
             # this file, on the code of that tree
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", *asked, *overrides]
             paths = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -102,7 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--iterations", type=int, default=4, help="counted in a turn")
     parser.add_argument("--operators", type=int, metavar="ROWS", help="profile one iteration instead")
-    parser.add_argument("--tree", type=Path, help="another checkout to compare with, which comes first")
+    parser.add_argument(
+        "--tree", type=Path, help="another checkout to compare with, which comes first in every other turn"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if min(asked.rounds, asked.iterations, 1 if asked.operators is None else asked.operators) < 1:

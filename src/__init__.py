@@ -2,8 +2,8 @@
 
 import os
 
-if "OMP_WAIT_POLICY" not in os.environ:
-    # Threads that wait give their core away soon: with a neighbour on the machine a step then takes half the time, and
-    # alone it takes as long. Read by libgomp when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from src.process import keep_freed_memory, set_spin_count
+
+set_spin_count()
+keep_freed_memory()
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of every command: it warns of packages that nobody needs
