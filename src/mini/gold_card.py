@@ -1,12 +1,14 @@
 """Writes the figures of the gold annotator's card: `python -m src.mini.gold_card`.
 
 How utility falls along each corruption; base samples sorted by it, for a person to disagree with; best-of-n by each
-reward; how far two versions of gold and the rewards agree on pairs.
+reward; how far two versions of gold and the rewards agree on pairs. With `--suite mini_flow` only what depends on the
+base: its moments and best-of-n, in flow.json.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +83,18 @@ def sorted_grid(gold: GoldAnnotator, target: Path) -> dict[str, float]:
     return {"mean": utility.mean().item(), "sd": utility.std().item(), "max": utility.max().item()}
 
 
-def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: GoldAnnotator, target: Path) -> dict:
+def base_pool(cfg: DictConfig, rewards: dict[str, RewardModel], gold: GoldAnnotator) -> Pool:
+    """Scores of 256 pictures for each training prompt, drawn as in training."""
+    with tempfile.TemporaryDirectory() as folder:
+        judged = {**rewards, "gold": gold}
+        prompts = list(SIMPLE_ANIMALS)
+        score_pool(instantiate(cfg.policy), judged, next(iter(rewards)), prompts, 256, seed=0, folder=Path(folder))
+        return Pool.read(Path(folder), list(judged))
+
+
+def best_of_n_curves(cfg: DictConfig, pool: Pool, rewards: Iterable[str], target: Path) -> dict:
     """Gain of proxy and gold of the best of n = 1 ... 256 by each proxy, in base sd, over all training prompts."""
     prompts = list(SIMPLE_ANIMALS)
-    judged = {**rewards, "gold": gold}
-    with tempfile.TemporaryDirectory() as folder:
-        score_pool(instantiate(cfg.policy), judged, next(iter(rewards)), prompts, 256, seed=0, folder=Path(folder))
-        pool = Pool.read(Path(folder), list(judged))
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     table: dict[str, Any] = {f"{name}/of": choice_among(config, name) for name in rewards}
     figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
@@ -103,6 +110,15 @@ def best_of_n_curves(cfg: DictConfig, rewards: dict[str, RewardModel], gold: Gol
     axis.legend(fontsize=7)
     figure.savefig(target, dpi=110)
     return table
+
+
+def pool_moments(pool: Pool, rewards: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Mean over, and sd within, prompts."""
+    return {
+        name: {"mean": round(scores.mean().item(), 3), "std": round(scores.var(dim=1).mean().sqrt().item(), 3)}
+        for name, scores in pool.scores.items()
+        if name in rewards
+    }
 
 
 def agreement(judges: dict[str, RewardModel], num_steps: int, folder: str) -> dict[str, Any]:
@@ -126,12 +142,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=user_path, default=Path("data/emoji"), help="the prepared pictures")
     parser.add_argument("--other-gold", help="folder of a second version, to compare with")
+    parser.add_argument("--suite", choices=("mini", "mini_flow"), default="mini", help="whose base")
     args = parser.parse_args()
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("config")
+        cfg = compose("config", overrides=[f"suite={args.suite}"])
     rewards = {name: instantiate(reward, _convert_="all") for name, reward in cfg.suite.rewards.items()}
     gold = GoldAnnotator(str(WEIGHTS / "gold"))
     folder = WEIGHTS / "card"
+    pool = base_pool(cfg, rewards, gold)
+    if args.suite == "mini_flow":
+        best_of_n = best_of_n_curves(cfg, pool, rewards, folder / "flow_best_of_n.png")
+        tell(folder / "flow.json", {"base_moments": pool_moments(pool, rewards), "best_of_n": best_of_n})
+        return
     judges = {"gold": gold, **rewards}
     if args.other_gold:
         judges["gold, other version"] = GoldAnnotator(args.other_gold)
@@ -139,10 +161,15 @@ def main() -> None:
         "ladder": ladder(gold, args.data_dir, folder / "gold_ladder.png"),
         "base_moments": base_moments(rewards),
         "base_samples": sorted_grid(gold, folder / "gold_sorted.png"),
-        "best_of_n": best_of_n_curves(cfg, rewards, gold, folder / "best_of_n.png"),
+        "best_of_n": best_of_n_curves(cfg, pool, rewards, folder / "best_of_n.png"),
         "agreement": agreement(judges, cfg.num_steps, "data/preferences"),
     }
-    write_json(folder / "gold.json", figures)
+    tell(folder / "gold.json", figures)
+
+
+def tell(target: Path, figures: dict[str, Any]) -> None:
+    """Into a file and on the screen."""
+    write_json(target, figures)
     print(json.dumps(figures, indent=2))
 
 
