@@ -4,7 +4,8 @@
 source "$(dirname "$0")/../study.sh"
 protocol="suite=mini_flow threads=1" SEEDS=${SEEDS:-0,1,2}
 into mini_flow
+# choice() makes a sweep of it, so that it is part of a run's name
 for budget in ${BUDGETS:-default study}; do
-  for experiment in ${EXPERIMENTS:-tdpo_r_hps ddpo_hps}; do job +experiment=$experiment budget=$budget; done
+  for experiment in ${EXPERIMENTS:-tdpo_r_hps ddpo_hps}; do job "+experiment=choice($experiment)" budget=$budget; done
 done
 exit "$failed"
