@@ -10,7 +10,9 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from src.mini.evaluate import WEIGHTS, sample
 from src.mini.flow import FlowStage, JointAttentionWithZeros
+from src.mini.gold_card import pool_moments
 from src.policy.diffusion import DiffusionPolicy
+from src.tasks.best_of_n import Pool
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,8 @@ def test_what_it_exports_is_small_and_drawn_from_by_diffusers_and_by_a_policy(st
     policy.noise = lambda seeds, starts=None: start[:, None].expand(-1, 3, -1, -1, -1)
     with policy.sampling(eta=0.0):
         torch.testing.assert_close(policy.sample(["cat", "dog"], [0, 1]).images, pictures, atol=1e-3, rtol=0)
+
+
+def test_moments_of_the_base_are_of_its_pool():
+    pool = Pool({"hps": torch.tensor([[1.0, 3.0], [5.0, 9.0]]), "gold": torch.zeros(2, 2)}, [], [])
+    assert pool_moments(pool, ["hps"]) == {"hps": {"mean": 4.5, "std": 2.236}}  # sqrt((2 + 8) / 2)
