@@ -52,8 +52,8 @@ def row_of(run: Run, levels: Sequence[float]) -> dict[str, Any]:
 
 def pictures(run: Run) -> None:
     """The run's grids, the base's first, made small enough to be committed."""
-    gold = run.series(f"eval/{JUDGE}/gain")
-    for name, k in {"start": 0, "peak": gold.index(max(gold)), "end": len(gold) - 1}.items():
+    last = len(run.evaluations) - 1
+    for name, k in {"start": 0, "middle": last // 2, "end": last}.items():
         made = run.folder / "samples" / f"{run.evaluations[k]['iteration']:05d}.png"
         if made.exists():
             Image.open(made).convert("RGB").quantize(128).save(HERE / f"{name}.png", optimize=True)
