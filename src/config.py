@@ -79,7 +79,7 @@ class Suite:
     timestep_weighting: str = "uniform"  # how much a step counts: uniform, or variance
     timestep_fraction: float = 1.0  # share of the steps that are trained, the noisiest
     rewards: dict[str, Any] = MISSING  # what a policy may train on
-    base_moments: dict[str, dict[str, float]] = field(default_factory=dict)  # mean and std of rewards on the base
+    base_moments: dict[str, Any] = field(default_factory=dict)  # mean and std of rewards on the base
     judges: dict[str, Any] | None = None  # what only evaluates
     tower: dict[str, Any] = MISSING  # image embeddings that measure diversity and drift
     control: str | None = None  # what choosing the best of n base samples does, where it is known
@@ -232,6 +232,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
             f"task=train_reward learns from the comparisons of a judge, and suite={cfg.suite.name} has none: "
             "choose suite=mini."
         )
+    _check_moments(cfg)
     if OmegaConf.is_list(cfg.train_reward):
         _mix(cfg)
     try:
@@ -259,6 +260,13 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     _check_components(resolved)
     _check_numbers(resolved)
     return resolved
+
+
+def _check_moments(cfg: DictConfig) -> None:
+    for name, moments in cfg.suite.base_moments.items():
+        found = {key: moments.get(key) for key in ("mean", "std")} if OmegaConf.is_dict(moments) else {}
+        if not found or not all(isinstance(value, int | float) for value in found.values()):
+            raise UserError(f"suite.base_moments.{name}={moments}: give two numbers, {{mean: ..., std: ...}}.")
 
 
 def _mix(cfg: DictConfig) -> None:

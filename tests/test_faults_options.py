@@ -74,6 +74,14 @@ COMMANDS = {
     "no learning rate": (["optimizer.lr=nan"], "optimizer.lr=nan is no number: give one."),
     "no guidance": (["guidance=nan"], "guidance=nan is no number: give one."),
     "gradients turned round": (["max_grad_norm=-1"], "max_grad_norm=-1.0 must be above 0."),
+    "a word for a moment": (
+        ["suite.base_moments.hps.std=wide"],
+        "suite.base_moments.hps={'mean': 9.121, 'std': 'wide'}: give two numbers, {mean: ..., std: ...}.",
+    ),
+    "half of the moments": (
+        ["+suite.base_moments.mine={mean: 1}"],
+        "suite.base_moments.mine={'mean': 1}: give two numbers, {mean: ..., std: ...}.",
+    ),
     "no clip range": (["algorithm.clip_range=0"], "algorithm.clip_range=0 must be above 0."),
     "bytes that the locale cannot read": (["run_dir='l\udcc3\udca4ufe'"], "cannot be read in this locale"),
 }  # fmt: skip
