@@ -66,7 +66,7 @@ def in_turns(arms: dict[str, tuple[Path, list[str]]], rounds: int, asked: list[s
     """Medians of each arm, and the ratio of the second's steps a second to the first's in each round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for turn in range(rounds):
-        # in exchanged order, for a machine that warms up slows whoever comes second
+        # in exchanged order, for a machine that gets warm is slower for whoever comes second
         for name, (tree, overrides) in list(arms.items())[:: -1 if turn % 2 else 1]:
             # this file, on the code of that tree
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", *asked, *overrides]
